@@ -1,0 +1,82 @@
+"""What ONNX Runtime really makes of a file: its own optimized model, read back."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+import onnxruntime as ort
+
+from planish.compiler.program import Program, op_name, source_module
+from planish.compiler.report import Decision
+
+_COMPUTES = frozenset(
+    {
+        "Conv", "FusedConv", "NhwcFusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "Add", "Sum",
+        "AveragePool", "GlobalAveragePool", "Concat",
+    }
+)  # fmt: skip
+_MOVES = frozenset(
+    {"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "ReorderInput", "ReorderOutput", "Pad", "Slice"}
+)
+
+
+def float_fallbacks(file: Path, program: Program) -> tuple[list[Decision], list[str]]:
+    """The ops of ``file`` that compute on dequantized values: meant for INT8, run in float.
+
+    Also the sentences that sum the optimized model up for the Report.
+    """
+    graph = _optimized(file)
+    producers = {output: node for node in graph.node for output in node.output}
+    fallbacks = [
+        Decision(
+            module=_module(program, node.name), op=_op(program, node), node=node.name, outcome="float",
+            reason=f"ONNX Runtime runs it as {node.op_type} on dequantized values",
+        )
+        for node in graph.node
+        if node.op_type in _COMPUTES and any(_is_dequantized(name, producers) for name in node.input)
+    ]  # fmt: skip
+    integer = sum(node.op_type.startswith(("QLinear", "QGemm", "MatMulInteger", "ConvInteger")) for node in graph.node)
+    notes = (
+        [f"ONNX Runtime's own optimized model has {integer} integer operators among {len(graph.node)}."]
+        if integer
+        else []
+    )
+    return fallbacks, notes
+
+
+def _optimized(file: Path) -> onnx.GraphProto:
+    with tempfile.TemporaryDirectory(prefix="planish-") as scratch:
+        target = Path(scratch) / "optimized.onnx"
+        options = ort.SessionOptions()
+        options.optimized_model_filepath = str(target)
+        options.log_severity_level = 4  # it warns that the optimized model suits this machine only: just what is wanted
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.bin")
+        options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
+        options.intra_op_num_threads = 1
+        ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        return onnx.load(target, load_external_data=False).graph
+
+
+def _is_dequantized(name: str, producers: dict[str, onnx.NodeProto]) -> bool:
+    node = producers.get(name)
+    while node is not None and node.op_type in _MOVES:
+        node = producers.get(node.input[0])
+    return node is not None and node.op_type == "DequantizeLinear"
+
+
+def _named(program: Program, name: str) -> Iterator[object]:
+    stem = name.split("/")[-1].split(".")[0]
+    for node in program.graph.nodes:
+        if node.name == stem:
+            yield node
+
+
+def _module(program: Program, name: str) -> str:
+    return next((source_module(node) for node in _named(program, name)), "")  # type: ignore[arg-type]
+
+
+def _op(program: Program, node: onnx.NodeProto) -> str:
+    return next((op_name(found) for found in _named(program, node.name)), node.op_type)  # type: ignore[arg-type]

@@ -1,0 +1,48 @@
+"""A Program in fewer operators: PyTorch's own decompositions for what has no rule, and writes in place undone."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+from torch import Tensor, fx
+from torch.export import Dim, ExportedProgram, ShapesCollection
+
+from planish.compiler.program import Program
+from planish.compiler.scheme import Operator
+from planish.compiler.trace import trace
+
+aten = torch.ops.aten
+
+
+def decomposed(program: Program, keep: Collection[Operator]) -> Program:
+    """The same function with every operator outside ``keep`` decomposed as far as PyTorch knows how.
+
+    Nothing is written in place any more; what is written into buffers is lost with the call.
+    """
+    table = torch.export.default_decompositions()
+    for operator in [*table]:
+        if operator in keep:
+            del table[operator]
+    return without_state(trace(exported(program).run_decompositions(table)))
+
+
+def exported(program: Program) -> ExportedProgram:
+    """``program`` as PyTorch's own tools take it, with the same dynamic axes."""
+    inputs = program.example_inputs
+    shapes = ShapesCollection()
+    for node, leaf in zip(program.placeholders, inputs.leaves(), strict=True):
+        if isinstance(leaf, Tensor) and node.name in program.dynamic_axes:
+            shapes[leaf] = dict.fromkeys(program.dynamic_axes[node.name], Dim.AUTO)
+    with torch.no_grad():
+        return torch.export.export(program.module(), inputs.args, inputs.kwargs, dynamic_shapes=shapes, strict=False)
+
+
+def without_state(program: Program) -> Program:
+    """``program`` without the writes into its own buffers, at the end of it."""
+    for node in [*program.calls(aten.copy_.default)]:
+        target = node.args[0]
+        if isinstance(target, fx.Node) and target.op == "get_attr" and not node.users:
+            program.graph.erase_node(node)
+    program.graph_module.recompile()
+    return program

@@ -1,0 +1,1 @@
+"""Side-by-side measurements of planish and other tools; see README.md."""

@@ -1,0 +1,1 @@
+"""The compiler: trace, plan, pipeline, verify, report. Imports no concrete pass or backend."""

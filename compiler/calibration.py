@@ -1,0 +1,154 @@
+"""Inputs that show a pass what real data looks like: the user's, or drawn ones."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from planish.compiler.errors import UserError
+from planish.compiler.inputs import Inputs, check_tensors
+from planish.compiler.program import Program
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Batches of model inputs, which can be read again and again."""
+
+    batches: Iterable[Inputs]
+    origin: str
+    """Where they come from, as the Report says it: ``given`` or how they were drawn."""
+
+    def __iter__(self) -> Iterator[Inputs]:
+        return iter(self.batches)
+
+    def samples(self, limit: int, at_once: int = 8) -> Iterator[Inputs]:
+        """The first ``limit`` rows, in pieces of at most ``at_once`` rows (bounds the memory of activations)."""
+        left = limit
+        for batch in self:
+            for piece in batch.split(at_once):
+                if left <= 0:
+                    return
+                (piece,) = islice(piece.split(left), 1)
+                yield piece
+                left -= piece.batch_size
+
+
+@dataclass(frozen=True)
+class InputForm:
+    """How a model takes its inputs; tells inputs from labels in what a DataLoader yields."""
+
+    names: tuple[str, ...]
+    """Parameters of ``forward``, in order."""
+    positional: int
+    """How many inputs a call has."""
+    open_ended: bool = False
+
+    @classmethod
+    def of_module(cls, model: nn.Module) -> InputForm:
+        parameters = [*inspect.signature(model.forward).parameters.values()]
+        named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        required = [p for p in named if p.default is p.empty]
+        return cls(tuple(p.name for p in named), len(required), len(named) != len(parameters))
+
+    @classmethod
+    def of_program(cls, program: Program) -> InputForm:
+        inputs = program.example_inputs
+        info = program.graph._codegen.pytree_info  # type: ignore[attr-defined]
+        names = (*info.orig_args[: len(inputs.args)], *inputs.kwargs)
+        return cls(tuple(dict.fromkeys(names)), len(inputs.args) + len(inputs.kwargs))
+
+    def inputs_of(self, batch: Any) -> Inputs:
+        """The inputs in one batch: the batch itself, or its first part where labels follow."""
+        if isinstance(batch, Tensor):
+            return Inputs((batch,))
+        if isinstance(batch, Mapping):
+            known = {key: value for key, value in batch.items() if self.open_ended or key in self.names}
+            if not known:
+                raise UserError(
+                    f"Name the calibration inputs as forward() does ({', '.join(self.names)}); got {', '.join(batch)}."
+                )
+            return Inputs((), known)
+        if isinstance(batch, Sequence) and not isinstance(batch, str) and batch:
+            if isinstance(batch[0], Mapping) and len(batch) == 2:
+                return self.inputs_of(batch[0])
+            if isinstance(batch[0], (tuple, list)) and len(batch) == 2 and len(batch[0]) == self.positional != 1:
+                return Inputs(tuple(batch[0]))
+            count = self.positional or 1
+            return Inputs(tuple(batch[: min(count, len(batch))]))
+        raise UserError(f"Yield tensors, tuples or dicts from calibration, not {type(batch).__name__}.")
+
+
+class _Converted:
+    """Reads ``source`` anew each time, one batch after the other."""
+
+    def __init__(self, source: Iterable[Any], convert: Callable[[int, Any], Inputs]) -> None:
+        self._source, self._convert = source, convert
+
+    def __iter__(self) -> Iterator[Inputs]:
+        for index, batch in enumerate(self._source):
+            yield self._convert(index, batch)
+
+
+def from_data(data: Iterable[Any], form: InputForm, program: Program | None = None) -> Calibration:
+    """Calibration from the user's iterable of inputs, or of (inputs, labels).
+
+    A tensor or a dict of tensors is one batch. An iterator that can be read only once is kept in memory.
+    Raises UserError for an empty one, and, as it is read, for NaN or for shapes that do not fit ``program``.
+    """
+    if isinstance(data, (Tensor, Mapping)):
+        data = [data]
+    if iter(data) is data:
+        data = [*data]
+    first = next(iter(data), None)
+    if first is None:
+        raise UserError("Pass calibration data with at least one batch; the iterable is empty.")
+
+    def convert(index: int, batch: Any) -> Inputs:
+        where = f"calibration batch {index}"
+        return _fitting(check_tensors(form.inputs_of(batch), where), program, where)
+
+    return Calibration(_Converted(data, convert), "given")
+
+
+def _fitting(inputs: Inputs, program: Program | None, where: str) -> Inputs:
+    """``inputs``, if their leaves have the dtypes and, but for dynamic axes, the shapes of the example inputs."""
+    if program is None:
+        return inputs
+    expected = program.example_inputs.leaves()
+    leaves = inputs.leaves()
+    if len(leaves) != len(expected):
+        raise UserError(f"Give {where} the {len(expected)} inputs of the model; it has {len(leaves)}.")
+    for node, leaf, example in zip(program.placeholders, leaves, expected, strict=True):
+        if not isinstance(example, Tensor):
+            continue
+        axes = program.dynamic_axes.get(node.name, {})
+        shape = [axes.get(axis, size) for axis, size in enumerate(example.shape)]
+        fits = isinstance(leaf, Tensor) and leaf.ndim == example.ndim and leaf.dtype == example.dtype
+        if not fits or any(isinstance(size, int) and size != leaf.shape[axis] for axis, size in enumerate(shape)):
+            got = f"{leaf.dtype} {list(leaf.shape)}" if isinstance(leaf, Tensor) else type(leaf).__name__
+            raise UserError(
+                f"Give input {node.name!r} of {where} as {example.dtype} [{', '.join(map(str, shape))}]; it is {got}."
+            )
+    return inputs
+
+
+def first_inputs(data: Iterable[Any], form: InputForm) -> tuple[Inputs, Iterable[Any]]:
+    """The first batch's inputs, and ``data`` again with nothing lost."""
+    if isinstance(data, (Tensor, Mapping)):
+        return check_tensors(form.inputs_of(data), "calibration batch 0"), data
+    iterator = iter(data)
+    first = next(iterator, None)
+    if first is None:
+        raise UserError("Pass calibration data with at least one batch; the iterable is empty.")
+    whole = chain([first], iterator) if iterator is data else data
+    return check_tensors(form.inputs_of(first), "calibration batch 0"), whole
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)

@@ -1,0 +1,114 @@
+"""Runs a plan: requires -> run -> verify -> judge -> record, for each pass, from this one place."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from planish.compiler.contracts import Context, Pass
+from planish.compiler.errors import PassError, PlanishError
+from planish.compiler.judge import Candidate, Judge
+from planish.compiler.plan import Plan, PlannedPass
+from planish.compiler.program import Program
+from planish.compiler.report import Step
+from planish.compiler.rules import verify
+
+Progress = Callable[[str], None]
+
+
+@dataclass
+class Outcome:
+    """What came out of a plan."""
+
+    best: Candidate
+    """The Program that is kept, with its lowered files and figures."""
+    baseline: Candidate
+    """The Program before any pass that had to pay."""
+    steps: list[Step] = field(default_factory=list)
+    kept: list[Pass] = field(default_factory=list)
+
+
+def run_plan(program: Program, plan: Plan, context: Context, judge: Judge, progress: Progress) -> Outcome:
+    """Run every step on what the steps before it made. Raises PassError naming pass, node and what ran before."""
+    steps: list[Step] = []
+    kept: list[Pass] = []
+    outcome: Outcome | None = None
+    for planned in _with_requirements(plan):
+        progress(planned.compression.name)
+        start = time.perf_counter()
+        context.decisions.clear()
+        rewritten = _run(planned.compression, program, context, kept)
+        if planned.compression.exact:
+            program = rewritten
+            kept.append(planned.compression)
+            verdict = "Outputs stay the same: kept without being judged."
+            steps.append(_record(planned, "exact", verdict, start, context))
+            continue
+        if outcome is None:
+            baseline = judge.baseline(program)
+            outcome = Outcome(baseline, baseline, steps, kept)
+        judgement = judge.compare(outcome.best, rewritten, planned)
+        step = _record(planned, judgement.outcome, judgement.verdict, start, context)
+        step.before, step.after = judgement.before, judgement.after
+        steps.append(step)
+        if judgement.outcome != "undone":
+            outcome.best = judgement.candidate
+            program = rewritten
+            kept.append(planned.compression)
+    if outcome is None:
+        baseline = judge.baseline(program)
+        outcome = Outcome(baseline, baseline, steps, kept)
+    return outcome
+
+
+def _with_requirements(plan: Plan) -> Iterator[PlannedPass]:
+    """The steps of ``plan``, each behind the passes that it requires and that did not run yet."""
+    done: set[type[Pass]] = set()
+    for planned in plan:
+        for kind in planned.compression.requires:
+            if kind not in done:
+                done.add(kind)
+                yield PlannedPass(kind(), f"Required by {planned.compression.name}.")
+        done.add(type(planned.compression))
+        yield planned
+
+
+def _run(compression: Pass, program: Program, context: Context, before: list[Pass]) -> Program:
+    names = tuple(step.name for step in before)
+    try:
+        rewritten = compression.run(program, context)
+    except PassError as failure:
+        failure.component = failure.component or compression.name
+        failure.passes_before = failure.passes_before or names
+        raise
+    except PlanishError:
+        raise
+    except Exception as failure:
+        raise PassError(
+            f"Report this to the author of {compression.name}: it failed with {type(failure).__name__}: {failure}",
+            component=compression.name,
+            passes_before=names,
+        ) from failure
+    verify(rewritten, compression.name)
+    return rewritten
+
+
+def _record(planned: PlannedPass, outcome: str, verdict: str, start: float, context: Context) -> Step:
+    return Step(
+        compression=planned.compression.name,
+        options=planned.compression.options(),
+        reason=planned.reason,
+        outcome=outcome,  # type: ignore[arg-type]
+        verdict=verdict,
+        seconds=time.perf_counter() - start,
+        peak_memory_mb=peak_memory_mb(),
+        decisions=[*context.decisions],
+    )
+
+
+def peak_memory_mb() -> float:
+    """Largest resident memory of this process so far, in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1024

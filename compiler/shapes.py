@@ -1,0 +1,69 @@
+"""Shapes and dtypes of every value of a Program, dynamic axes as symbols."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._dispatch.python import enable_python_dispatcher
+from torch._dynamo.source import ConstantSource
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
+from torch.fx.passes.fake_tensor_prop import FakeTensorProp
+
+from planish.compiler.program import Program
+
+
+def propagate(program: Program) -> None:
+    """Run the Program on fake tensors, and keep each result as ``node.meta["val"]``.
+
+    Costs no arithmetic and no memory. Raises what the first op that does not fit raises: a Program
+    whose constants do not agree with its tensors does not get through here.
+    """
+    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+    with torch.no_grad(), enable_python_dispatcher():  # composite ops (lstm) take symbols only through it
+        _Propagation(program.graph_module, mode).propagate_dont_convert_inputs(*_fakes(mode, program))
+
+
+class _Propagation(FakeTensorProp):
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        kwargs.setdefault("enable_io_processing", False)  # the placeholders are the leaves, already flat
+        return super().run(*args, **kwargs)
+
+
+def _fakes(mode: FakeTensorMode, program: Program) -> list[Any]:
+    """The example inputs as fake tensors: one symbol a name of a dynamic axis."""
+    symbols: dict[str, torch.SymInt] = {}
+    fakes: list[Any] = []
+    for node, leaf in zip(program.placeholders, program.example_inputs.leaves(), strict=True):
+        if not isinstance(leaf, Tensor):
+            fakes.append(leaf)
+            continue
+        sizes: list[int | torch.SymInt] = [*leaf.shape]
+        for axis, name in program.dynamic_axes.get(node.name, {}).items():
+            if name not in symbols:
+                symbols[name] = _symbol(mode, name, leaf.shape[axis])
+            sizes[axis] = symbols[name]
+        with mode:
+            fakes.append(torch.empty(sizes, dtype=leaf.dtype, device=leaf.device))
+    return fakes
+
+
+def _symbol(mode: FakeTensorMode, name: str, example: int) -> torch.SymInt:
+    environment: Any = mode.shape_env
+    source = ConstantSource(f"size_{name}")
+    symbol = environment.create_symbol(example, source=source, dynamic_dim=DimDynamic.DYNAMIC, constraint_dim=None)
+    size: torch.SymInt = environment.create_symintnode(symbol, hint=example, source=source)
+    return size
+
+
+def value_of(node: fx.Node) -> Any:
+    """The fake value of ``node``; propagate() must have run since it was made."""
+    return node.meta["val"]
+
+
+def tensor_of(node: fx.Node) -> Tensor:
+    value = node.meta["val"]
+    assert isinstance(value, Tensor), f"{node.name} is {type(value).__name__}, not a tensor"
+    return value

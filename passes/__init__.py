@@ -1,0 +1,1 @@
+"""Passes: each rewrites a Program, one file each."""

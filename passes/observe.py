@@ -1,0 +1,97 @@
+"""What activations look like on calibration data."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from planish.compiler.errors import UserError
+from planish.compiler.inputs import Inputs
+from planish.compiler.program import Program
+from planish.passes.calibrators import Calibrator, Histogram
+
+PIECE = 4096
+"""Values kept of each piece of a batch, at first."""
+CAPACITY = 16 * PIECE
+"""Values kept in all: when they are full, every second one goes, and later pieces give half as many."""
+BINS = 2048
+
+
+class Observed:
+    """The values of one activation: exact range, and an even sample.
+
+    The sample has its memory from the start: small blocks that are allocated between the large ones of a running
+    model, and kept, would hold on to all of the heap (1 GB on ResNet-50).
+    """
+
+    def __init__(self) -> None:
+        self.low, self.high = 0.0, 0.0  # zero has to be representable: padding is zero
+        self._sample = torch.zeros(CAPACITY)
+        self._count, self._piece = 0, PIECE
+
+    def see(self, values: Tensor) -> None:
+        if not values.numel():
+            return
+        low, high = torch.aminmax(values)
+        self.low, self.high = min(self.low, float(low)), max(self.high, float(high))
+        # an odd stride does not fall in step with the even sizes of images and channels
+        stride = (values.numel() // self._piece) | 1
+        self._keep(values.flatten()[::stride][:PIECE])
+
+    def _keep(self, values: Tensor) -> None:
+        if self._count + values.numel() > CAPACITY:
+            half = self._sample[: self._count : 2].clone()
+            self._count, self._piece = half.numel(), max(1, self._piece // 2)
+            self._sample[: self._count] = half
+        self._sample[self._count : self._count + values.numel()] = values
+        self._count += values.numel()
+
+    def range(self, calibrator: Calibrator, steps: int, symmetric: bool) -> tuple[float, float]:
+        """The reals that ``steps`` + 1 integers should cover; zero among them."""
+        if self.high <= self.low:
+            return 0.0, 0.0
+        low, high = calibrator(self.histogram(), steps, symmetric)
+        return min(low, 0.0), max(high, 0.0)
+
+    def histogram(self) -> Histogram:
+        """Counts of the sample over the exact range, whose ends are counted once at least."""
+        counts, edges = np.histogram(self._sample[: self._count].numpy(), bins=BINS, range=(self.low, self.high))
+        centres = (edges[:-1] + edges[1:]).astype(np.float64) / 2
+        centres[0], centres[-1] = self.low, self.high
+        weights = counts.astype(np.float64)
+        weights[[0, -1]] = np.maximum(weights[[0, -1]], 1.0)
+        return centres, weights
+
+
+def observe(program: Program, nodes: Collection[fx.Node], batches: Iterable[Inputs]) -> dict[fx.Node, Observed]:
+    """Run ``program`` on all ``batches``; what is not needed any more is freed as it goes.
+
+    Raises UserError if there is no batch, or if a value is not finite.
+    """
+    recorder = _Recorder(program, nodes)
+    count = 0
+    for inputs in batches:
+        recorder.run(*inputs.leaves(), enable_io_processing=False)
+        count += 1
+    if not count:
+        raise UserError("Pass calibration data with at least one batch; the iterable is empty.")
+    for node, seen in recorder.seen.items():
+        if not np.isfinite([seen.low, seen.high]).all():
+            raise UserError(f"Check the calibration data and the model: {node.name} has infinite or NaN values on it.")
+    return recorder.seen
+
+
+class _Recorder(fx.Interpreter):
+    def __init__(self, program: Program, nodes: Collection[fx.Node]) -> None:
+        super().__init__(program.graph_module)
+        self.seen = {node: Observed() for node in nodes}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if n in self.seen:
+            self.seen[n].see(value)
+        return value

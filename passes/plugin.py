@@ -1,0 +1,15 @@
+"""Registers the built-in passes."""
+
+from __future__ import annotations
+
+from planish.compiler.contracts import Pass
+from planish.compiler.hookspecs import hookimpl
+
+
+@hookimpl
+def planish_passes() -> list[type[Pass]]:
+    from planish.passes.erase_noops import EraseNoOps
+    from planish.passes.fold_batch_norm import FoldBatchNorm
+    from planish.passes.quantize_int8 import QuantizeInt8
+
+    return [EraseNoOps, FoldBatchNorm, QuantizeInt8]

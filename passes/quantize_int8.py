@@ -1,0 +1,88 @@
+"""Post-training static INT8 quantization, as the backend's scheme says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from planish.compiler.contracts import Context, Pass, Proposal, Situation, Stage
+from planish.compiler.errors import PassError, UserError, closest
+from planish.compiler.hardware import peak_gops
+from planish.compiler.program import Program, source_module
+from planish.compiler.shapes import propagate
+from planish.passes.calibrators import CALIBRATORS
+from planish.passes.erase_noops import EraseNoOps
+from planish.passes.fold_batch_norm import FoldBatchNorm
+from planish.passes.insert_qdq import insert
+from planish.passes.observe import observe
+from planish.passes.placement import place
+
+
+@dataclass(frozen=True)
+class QuantizeInt8(Pass):
+    """Weights and activations in 8 bits (arXiv:1712.05877), ranges from calibration data.
+
+    1. ``placement``: which values become integers, from the graph and the scheme alone.
+    2. ``observe``: what these values look like on calibration data.
+    3. ``insert_qdq``: quantize and dequantize nodes in the dialect of PyTorch's PT2E (``quantized_decomposed``),
+       INT8 weights, float biases.
+
+    ``calibrator``: how ranges are chosen: ``minmax``, ``percentile``, ``mse`` or ``entropy``.
+    ``samples``: rows of calibration data that are read at most.
+    ``keep_float``: source modules that stay float, by name or pattern (``"head"``, ``"layer1.*"``).
+    """
+
+    name: ClassVar[str] = "quantize-int8"
+    stage: ClassVar[Stage] = Stage.PRECISION
+    requires: ClassVar[tuple[type[Pass], ...]] = (EraseNoOps, FoldBatchNorm)
+
+    calibrator: str = "mse"
+    samples: int = 256
+    keep_float: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.calibrator not in CALIBRATORS:
+            raise UserError(f"{self.name} has no calibrator {self.calibrator!r}{closest(self.calibrator, CALIBRATORS)}")
+        if self.samples < 1:
+            raise UserError(f"Give {self.name} at least one sample, not {self.samples}.")
+
+    @classmethod
+    def propose(cls, situation: Situation) -> Proposal:
+        profile, scheme = situation.profile, situation.scheme
+        if scheme is None:
+            return Proposal(None, f"{profile.title} runs no INT8 through this backend.")
+        native = "fp16" if "fp16" in profile.support.dtypes else "fp32"
+        integer, real = peak_gops(profile, "int8"), peak_gops(profile, native)
+        if integer is None or real is None:
+            return Proposal(cls(), "The device runs INT8; its rates are not known.")
+        ratio = integer.value / real.value
+        rates = f"INT8 at {integer.value:,.0f} GOP/s against {real.value:,.0f} in {native} ({ratio:.1f}x)"
+        if ratio > 1:
+            return Proposal(cls(), f"{rates}, and a quarter of the bytes of fp32 weights.")
+        if situation.budget.size_mb is not None:
+            return Proposal(cls(), f"{rates}: smaller, as the budget asks.")
+        return Proposal(None, f"{rates}: no faster.")
+
+    def run(self, program: Program, context: Context) -> Program:
+        if context.scheme is None:
+            raise UserError(f"Choose another target for {self.name}: {context.profile.title} runs no INT8.")
+        program = program.fork().eval()
+        propagate(program)
+        self._check_names(program)
+        placement = place(program, context.scheme, self.keep_float)
+        for node, outcome, reason in placement.decided:
+            context.decide(node, outcome, reason)
+        if not placement.weights:
+            raise PassError("Leave this pass out: no layer of the model can run in INT8 here.", component=self.name)
+        with torch.no_grad():
+            seen = observe(program, placement.observed(), context.calibration.samples(self.samples))
+            return insert(program, placement, seen, CALIBRATORS[self.calibrator])
+
+    def _check_names(self, program: Program) -> None:
+        modules = {source_module(node) for node in program.calls()}
+        known = {".".join(name.split(".")[:depth]) for name in modules for depth in range(1, name.count(".") + 2)}
+        for name in self.keep_float:
+            if not set(name) & set("*?[") and name not in known:
+                raise UserError(f"keep_float names {name!r}, which is no module of the model{closest(name, known)}")

@@ -1,0 +1,1 @@
+"""An example of a planish plugin: a pass, a backend and a device."""
