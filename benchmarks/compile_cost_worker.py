@@ -30,7 +30,7 @@ QUANTIZE = {
     "nncf-onnx": ("onnx", "onnxruntime", "nncf.onnx"),
 }
 # A tool's imports are not its work: all that it would load on the way is loaded before.
-PLANISH = (*EXPORT, "onnxruntime", "torchao.quantization.pt2e.quantize_pt2e", "planish")
+PLANISH = (*EXPORT, "onnxruntime", "planish")
 
 
 def memory_mib(field: str) -> float:

@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-PACKAGES = ("torch", "torchao", "onnx", "onnxruntime", "nncf", "openvino", "transformers", "olive-ai")
+PACKAGES = ("torch", "onnx", "onnxruntime", "nncf", "openvino", "transformers", "olive-ai")
 INT8_EXTENSIONS = ("avx2", "avx_vnni", "avx512_vnni", "amx_int8")
 
 Row = Mapping[str, Any]

@@ -153,16 +153,25 @@ def new_folder(output: Path | None) -> Iterator[Path]:
         return
     if output.exists() and not (output.is_dir() and ((output / MANIFEST).exists() or not any(output.iterdir()))):
         raise UserError(f"Choose another output: {output} exists and is no artifact of planish.")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    beside.chmod(0o755)
+    with writing(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+        beside.chmod(0o755)
     try:
         yield beside
-        _replace(beside, output)
-    except OSError as failure:
-        raise UserError(f"Make room or give rights for {output}: writing it failed ({failure}).") from failure
+        with writing(output):
+            _replace(beside, output)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say what to do when ``path`` cannot be written: disk full, no rights."""
+    try:
+        yield
+    except OSError as failure:
+        raise UserError(f"Make room or give rights for {path}: writing it failed ({failure}).") from failure
 
 
 def _replace(new: Path, old: Path) -> None:

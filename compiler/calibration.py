@@ -27,7 +27,7 @@ class Calibration:
     def __iter__(self) -> Iterator[Inputs]:
         return iter(self.batches)
 
-    def samples(self, limit: int, at_once: int = 8) -> Iterator[Inputs]:
+    def samples(self, limit: int, at_once: int = 4) -> Iterator[Inputs]:
         """The first ``limit`` rows, in pieces of at most ``at_once`` rows (bounds the memory of activations)."""
         left = limit
         for batch in self:
@@ -77,7 +77,7 @@ class InputForm:
         if isinstance(batch, Sequence) and not isinstance(batch, str) and batch:
             if isinstance(batch[0], Mapping) and len(batch) == 2:
                 return self.inputs_of(batch[0])
-            if isinstance(batch[0], (tuple, list)) and len(batch) == 2 and len(batch[0]) == self.positional != 1:
+            if isinstance(batch[0], (tuple, list)) and len(batch) == 2 and len(batch[0]) == self.positional:
                 return Inputs(tuple(batch[0]))
             count = self.positional or 1
             return Inputs(tuple(batch[: min(count, len(batch))]))
@@ -91,8 +91,23 @@ class _Converted:
         self._source, self._convert = source, convert
 
     def __iter__(self) -> Iterator[Inputs]:
-        for index, batch in enumerate(self._source):
+        for index, batch in enumerate(_read(self._source)):
             yield self._convert(index, batch)
+
+
+def _read(source: Iterable[Any]) -> Iterator[Any]:
+    """The batches of the user's own data; what its code raises is told as such."""
+    index = 0
+    try:
+        for batch in source:
+            yield batch
+            index += 1
+    except UserError:
+        raise
+    except Exception as failure:
+        raise UserError(
+            f"Mend the calibration data: reading batch {index} raised {type(failure).__name__}: {failure}"
+        ) from failure
 
 
 def from_data(data: Iterable[Any], form: InputForm, program: Program | None = None) -> Calibration:
@@ -103,8 +118,7 @@ def from_data(data: Iterable[Any], form: InputForm, program: Program | None = No
     """
     if isinstance(data, (Tensor, Mapping)):
         data = [data]
-    if iter(data) is data:
-        data = [*data]
+    data = readable(data)
     first = next(iter(data), None)
     if first is None:
         raise UserError("Pass calibration data with at least one batch; the iterable is empty.")
@@ -114,6 +128,13 @@ def from_data(data: Iterable[Any], form: InputForm, program: Program | None = No
         return _fitting(check_tensors(form.inputs_of(batch), where), program, where)
 
     return Calibration(_Converted(data, convert), "given")
+
+
+def readable(data: Any) -> Iterable[Any]:
+    """``data``, if it can be read more than once; what is in it, if not. Raises UserError if it is no iterable."""
+    if not isinstance(data, Iterable) and not hasattr(data, "__getitem__"):
+        raise UserError(f"Pass an iterable of batches (a DataLoader, a list) as calibration, not {data!r}.")
+    return [*_read(data)] if iter(data) is data else data
 
 
 def _fitting(inputs: Inputs, program: Program | None, where: str) -> Inputs:

@@ -60,13 +60,13 @@ def bench(
     against: Annotated[
         Path | None, Option(metavar="ARTIFACT", help="Time this artifact too, in turns with the first.")
     ] = None,
+    threads: Annotated[int, Option(min=1, help="Threads of the runtime.")] = 1,
 ) -> Answer:
     """Time an artifact, each call on the whole of the inputs; --against another one in the same run."""
     from planish.compiler import cli_models, cli_tables, driver
 
     loaded = [driver.load(folder) for folder in (artifact, against) if folder is not None]
-    example = cli_models.load_inputs(inputs)
-    latencies = _times(loaded, example)
+    latencies = _times(loaded, cli_models.load_inputs(inputs), threads)
     rows = [
         {"artifact": str(each.folder), "size_bytes": each.size_bytes, "latency": latency.model_dump(mode="json")}
         for each, latency in zip(loaded, latencies, strict=True)
@@ -74,23 +74,22 @@ def bench(
     return Answer({"artifacts": rows}, cli_tables.times_table(loaded, latencies))
 
 
-def _times(loaded: list[Artifact], example: Any) -> list[Latency]:
+def _times(loaded: list[Artifact], example: Any, threads: int) -> list[Latency]:
     """Of all artifacts, in one run. Raises UserError where that would say nothing about their device."""
     from planish.compiler.errors import UserError
     from planish.compiler.inputs import Inputs, check_tensors
     from planish.compiler.signature import Signature
 
     first = loaded[0]
-    backend, profile = first.backend, first.manifest.profile
-    if {each.backend.name for each in loaded} != {backend.name}:
+    if len({each.backend.name for each in loaded}) > 1:
         raise UserError("Bench artifacts of one backend: those of two cannot be timed in turns.")
     for each in loaded:
-        why_not = backend.cannot_time(each.manifest.profile)
+        why_not = each.backend.cannot_time(each.manifest.profile)
         if why_not is not None:
             raise UserError(f"Time {each.folder} on the device: {why_not}.")
     given = check_tensors(Inputs.of(example), "--inputs")
     leaves = Signature.from_json(first.manifest.signature).flatten(given.args, given.kwargs)
-    return backend.time([each.folder for each in loaded], profile, leaves, [each.manifest.runtime for each in loaded])
+    return first.backend.time([each.folder for each in loaded], first.manifest.profile, leaves, threads)
 
 
 def report(artifact: Folder) -> Answer:

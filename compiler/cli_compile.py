@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from rich.console import Group
+from rich.text import Text
 from typer import Argument, Option
 
 from planish.compiler.cli_command import FINDINGS, Answer
@@ -78,8 +80,9 @@ def compile(
     from planish.compiler import cli_models, driver
     from planish.compiler.contracts import Budget
     from planish.compiler.report_table import as_renderable
+    from planish.compiler.targets import find_profile
 
-    profile = driver.find_profile(target)  # a wrong name is told before the model is loaded
+    profile = find_profile(target)  # a wrong name is told before the model is loaded
     result = driver.compile(
         passes=cli_models.load_passes(plan, passes or [], no_compression),
         model=cli_models.load_model(model),
@@ -93,7 +96,8 @@ def compile(
         seed=seed,
     )
     document = {"artifact": str(result.artifact.folder), "report": result.report.model_dump(mode="json")}
-    return Answer(document, as_renderable(result.report))
+    told = Text(f"\nThe artifact, its manifest.json and its report.json are in {output}.")
+    return Answer(document, Group(as_renderable(result.report), told))
 
 
 def plan(
@@ -112,8 +116,9 @@ def plan(
     """Print the plan that compile would follow, with a reason for each pass."""
     from planish.compiler import cli_models, cli_tables, driver
     from planish.compiler.contracts import Budget
+    from planish.compiler.targets import find_profile
 
-    profile = driver.find_profile(target)
+    profile = find_profile(target)
     example = cli_models.load_inputs(inputs) if inputs else None
     budget = Budget(budget_latency_ms, budget_size_mb, budget_memory_mb, metric_drop)
     made = driver.plan(cli_models.load_model(model), profile, example, budget, backend)
@@ -128,8 +133,9 @@ def plan(
 def check(model: Model, target: Target, inputs: Inputs = None, backend: BackendName = None) -> Answer:
     """Tell what would fail or fall back on a target, before any work. Exit code 1 if it would fail."""
     from planish.compiler import cli_models, cli_tables, driver
+    from planish.compiler.targets import find_profile
 
-    profile = driver.find_profile(target)
+    profile = find_profile(target)
     example = cli_models.load_inputs(inputs) if inputs else None
     findings = driver.check(cli_models.load_model(model), profile, example, backend)
     failed = any(finding.check.severity == "error" for finding in findings)

@@ -13,11 +13,12 @@ def targets(
     name: Annotated[str | None, Argument(help="Show this one, with its sources.", show_default=False)] = None,
 ) -> Answer:
     """List the targets, or show one with the source of each figure."""
-    from planish.compiler import cli_tables, driver
+    from planish.compiler import cli_tables
     from planish.compiler.plugins import registry
+    from planish.compiler.targets import find_profile
 
     if name is not None:
-        profile = driver.find_profile(name)
+        profile = find_profile(name)
         return Answer(cli_tables.target_document(profile), cli_tables.target_sheet(profile))
     profiles = [*registry().profiles.values()]
     return Answer([cli_tables.target_document(profile) for profile in profiles], cli_tables.targets_table(profiles))

@@ -86,7 +86,7 @@ def load_metric(text: str) -> Metric:
     """The callable itself: it gets ``run(*inputs) -> outputs`` and returns a float."""
     found = find(text, "the metric")
     if not callable(found):
-        raise UserError(f"Name a callable for the metric: {text} is a {type(found).__name__}.")
+        raise UserError(f"Name a callable for the metric: {text} is of type {type(found).__name__}.")
     return typing.cast(Metric, found)
 
 
@@ -115,27 +115,30 @@ def find(text: str, what: str) -> Any:
     found: Any = _import(place)
     for part in name.split("."):
         if not hasattr(found, part):
-            known = [known for known in vars(found) if not known.startswith("_")] if hasattr(found, "__dict__") else []
-            raise UserError(f"Name {what} that exists: {place} has no {part!r}{closest(part, known)}")
+            raise UserError(f"Name {what} that exists: {place} has no {part!r}{closest(part, _names(found))}")
         found = getattr(found, part)
     return found
 
 
-@cache
+def _names(found: Any) -> list[str]:
+    """What of ``found`` one may have meant: no modules that it imported, nothing private."""
+    named = getattr(found, "__dict__", {}).items()
+    return [name for name, value in named if not name.startswith("_") and not isinstance(value, ModuleType)]
+
+
 def _import(place: str) -> ModuleType:
-    """The module, imported once, so that model, data and metric of one file share what it trained or loaded."""
-    is_file = place.endswith(".py")
-    if is_file and not Path(place).is_file():
+    path = Path(place).resolve() if place.endswith(".py") else None
+    if path is not None and not path.is_file():
         raise UserError(f"Name a file that exists: there is no {place}.")
-    folder = str(Path(place).resolve().parent) if is_file else str(Path.cwd())
+    folder = str(path.parent if path else Path.cwd())
     if folder not in sys.path:  # as `python FILE` and `python -m MODULE` do
         sys.path.insert(0, folder)
     try:
-        return _import_file(Path(place).resolve()) if is_file else importlib.import_module(place)
+        return _import_file(path) if path else importlib.import_module(place)
     except PlanishError:
         raise
     except ModuleNotFoundError as failure:
-        if not is_file and failure.name is not None and f"{place}.".startswith(f"{failure.name}."):
+        if path is None and failure.name is not None and f"{place}.".startswith(f"{failure.name}."):
             raise UserError(
                 f"Name a module that can be imported, or a file: there is no module {failure.name!r}."
             ) from failure
@@ -144,8 +147,12 @@ def _import(place: str) -> ModuleType:
         raise _raised(f"importing {place}", failure) from failure
 
 
+@cache
 def _import_file(path: Path) -> ModuleType:
-    """Under its own name where that is free, so that worker processes of a DataLoader find it again."""
+    """The module, imported once, so that model, data and metric of one file share what it trained or loaded.
+
+    It has its own name where that is free, so that worker processes of a DataLoader find it again.
+    """
     taken = path.stem in sys.modules
     name = f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}" if taken else path.stem
     spec = importlib.util.spec_from_file_location(name, path)
@@ -166,7 +173,7 @@ def _called(found: Any, text: str) -> Any:
 
 def _call(found: Any, text: str) -> Any:
     if not callable(found):
-        raise UserError(f"Name a callable or a model: {text} is a {type(found).__name__}.")
+        raise UserError(f"Name a callable or a model: {text} is of type {type(found).__name__}.")
     try:
         return found()
     except PlanishError:

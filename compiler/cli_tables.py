@@ -18,12 +18,12 @@ from torch.utils import _pytree as pytree
 
 from planish.compiler.artifact import Artifact
 from planish.compiler.contracts import Backend, Finding, Pass
-from planish.compiler.driver import FALLBACK_BACKEND
 from planish.compiler.hardware import Figure, HardwareProfile, figures, peak_gops
 from planish.compiler.plan import Plan
-from planish.compiler.plugins import Registry, registry
+from planish.compiler.plugins import Registry
 from planish.compiler.program import op_name, source_module
 from planish.compiler.report import Latency
+from planish.compiler.targets import find_backend
 
 ESTIMATE = "~"
 """Stands before every figure that is an estimate."""
@@ -45,9 +45,8 @@ def target_document(profile: HardwareProfile) -> dict[str, Any]:
 
 def cannot_time(profile: HardwareProfile) -> str | None:
     """Why times taken here are not the target's; None if they are."""
-    known = registry().backends
-    backend = known.get(profile.backend, known.get(FALLBACK_BACKEND))
-    return backend.cannot_time(profile) if backend is not None else "no backend is installed"
+    backend, _ = find_backend(profile, None)
+    return backend.cannot_time(profile)
 
 
 def targets_table(profiles: Iterable[HardwareProfile]) -> RenderableType:

@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from planish.compiler.macs import Shape, macs
 from planish.compiler.program import Program, op_name, source_module
-from planish.compiler.shapes import propagate
+from planish.compiler.shapes import ensure_shapes
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Costs:
     """The sizes of all values of a Program at one batch, and what follows from them."""
 
     def __init__(self, program: Program, batch: int) -> None:
-        propagate(program)
+        ensure_shapes(program)
         self.program = program
         self._symbols = _batch_symbols(program)
         self._batch = batch

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from planish.compiler import cost
-from planish.compiler.artifact import calling, constant_outputs
+from planish.compiler.artifact import calling, constant_outputs, writing
 from planish.compiler.calibration import Calibration
 from planish.compiler.contracts import Backend, Budget, Lowered
 from planish.compiler.errors import UserError
@@ -91,7 +91,8 @@ class Judge:
 
     def _lower(self, program: Program) -> Candidate:
         folder = Path(tempfile.mkdtemp(dir=self.scratch))
-        lowered = self.backend.lower(program, self.profile, folder)
+        with writing(folder):
+            lowered = self.backend.lower(program, self.profile, folder)
         size = sum((folder / name).stat().st_size for name in lowered.files)
         totals = cost.totals(program)
         return Candidate(

@@ -89,10 +89,14 @@ def make_plan(situation: Situation, known: Iterable[type[Pass]]) -> Plan:
     return Plan(tuple(steps), left_out)
 
 
-def as_plan(passes: Plan | Iterable[Pass]) -> Plan:
+def as_plan(passes: Plan | Pass | Iterable[Pass]) -> Plan:
     """What the user passed as ``passes=``: a plan is replayed, a list is kept in its order."""
+    if isinstance(passes, Pass):
+        passes = [passes]
     if isinstance(passes, Plan):
         return passes
+    if not isinstance(passes, Iterable):
+        raise UserError(f"Pass a Plan or a list of passes in passes=, not {passes!r}.")
     listed = list(passes)
     for item in listed:
         if not isinstance(item, Pass):

@@ -39,6 +39,7 @@ class Error(_Record):
     """Numerical distance of one output from its reference."""
 
     output: int
+    dtype: str
     max_abs: float
     max_relative: float
     snr_db: float | None

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
@@ -17,6 +18,8 @@ from rich.text import Text
 from planish.compiler.report import Decision, Error, Figures, Latency, Report, Step
 
 WIDTH = 100
+NAME_WIDTH = 20
+"""Longer names of passes are folded."""
 MODULES_NAMED = 4
 """Of a group of decisions, so many modules are named here; report.json has all."""
 GROUPS_SHOWN = 12
@@ -41,7 +44,7 @@ def as_renderable(report: Report) -> RenderableType:
         _table(report),
         *_section("Steps", _steps(report.steps)),
         *_section("Left out of the plan", _pairs(report.not_planned.items())),
-        *_section("Meant for INT8, run in float by the runtime", _decisions(report.runtime_decisions)),
+        *_section("What the runtime does otherwise than planned", _decisions(report.runtime_decisions)),
         *(part for step in kept for part in _section(f"Decisions of {step.compression}", _decisions(step.decisions))),
         *_section("Artifact against its Program", _errors(report.errors)),
         Text(),
@@ -96,7 +99,9 @@ def _table(report: Report) -> Table:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False, header_style="dim")
     used = [column for column in _COLUMNS if any(column.header in cells for cells, _ in rows)]
     for column in used:
-        table.add_column(column.header, justify=column.justify, no_wrap=column.justify == "right", overflow="fold")
+        longest = max(cell_len(cells.get(column.header, Text()).plain) for cells, _ in rows)
+        keep_whole = column.header != "outcome" and longest <= NAME_WIDTH
+        table.add_column(column.header, justify=column.justify, no_wrap=keep_whole, overflow="fold")
     for cells, style in rows:
         table.add_row(*(cells.get(column.header, Text()) for column in used), style=style)
     return table
@@ -184,15 +189,15 @@ def _section(title: str, body: RenderableType | None) -> Iterator[RenderableType
         yield Padding(body, (0, 0, 0, 2))
 
 
-def _grid(*justify: str) -> Table:
-    grid = Table.grid(padding=(0, 2, 0, 0))
+def _grid(*justify: str, gap: int = 2) -> Table:
+    grid = Table.grid(padding=(0, gap, 0, 0))
     for side in justify:
         grid.add_column(justify=side, overflow="fold")  # type: ignore[arg-type]
     return grid
 
 
 def _bullets(sentences: Iterable[str]) -> RenderableType | None:
-    grid = Table.grid(padding=(0, 1, 0, 0))
+    grid = _grid("left", "left", gap=1)
     for sentence in sentences:
         grid.add_row(Text("-", style="dim"), Text(sentence))
     return grid if grid.row_count else None

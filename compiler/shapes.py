@@ -26,10 +26,21 @@ def propagate(program: Program) -> None:
         _Propagation(program.graph_module, mode).propagate_dont_convert_inputs(*_fakes(mode, program))
 
 
+def ensure_shapes(program: Program) -> None:
+    """As ``propagate``, unless every node knows its shape: those of a Program that was verified still hold."""
+    if any("val" not in node.meta for node in program.graph.nodes if node.op != "output"):
+        propagate(program)
+
+
 class _Propagation(FakeTensorProp):
     def run(self, *args: Any, **kwargs: Any) -> Any:
         kwargs.setdefault("enable_io_processing", False)  # the placeholders are the leaves, already flat
         return super().run(*args, **kwargs)
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        value = super().get_attr(target, args, kwargs)
+        # An op on real tensors alone would be computed for real, and write into the buffers of the model.
+        return self._mode.from_tensor(value, static_shapes=True) if isinstance(value, Tensor) else value
 
 
 def _fakes(mode: FakeTensorMode, program: Program) -> list[Any]:

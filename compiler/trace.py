@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -37,7 +37,10 @@ def trace(model: nn.Module | ExportedProgram | Program, inputs: Inputs | None = 
     return trace_with_notes(model, inputs).program
 
 
-def trace_with_notes(model: nn.Module | ExportedProgram | Program, inputs: Inputs | None = None) -> Trace:
+def trace_with_notes(
+    model: nn.Module | ExportedProgram | Program, inputs: Inputs | None = None, dynamic_batch: bool = True
+) -> Trace:
+    """As ``trace``. Without ``dynamic_batch`` all sizes are those of the inputs."""
     if isinstance(model, Program):
         return Trace(model.fork(), ())
     if isinstance(model, ExportedProgram):
@@ -45,7 +48,7 @@ def trace_with_notes(model: nn.Module | ExportedProgram | Program, inputs: Input
     assert inputs is not None
     check_tensors(inputs, "example_inputs")
     with _evaluation_mode(model), torch.no_grad():
-        exported, note = _export(model, inputs)
+        exported, note = _export(model, inputs) if dynamic_batch else (_export_static(model, inputs), "")
     dropouts: tuple[float, ...] = ()
     if any(_attention(exported.graph)) and any(_may_drop(module) for module in model.modules()):
         dropouts = _training_dropouts(model, exported, inputs)
@@ -71,11 +74,25 @@ def _export(model: nn.Module, inputs: Inputs) -> tuple[ExportedProgram, str]:
         why = "the model computes with its size as a constant"
     except Exception as failure:  # whatever a model's own code raises; told below if the static trace fails too
         why = str(failure).strip().splitlines()[0] if str(failure).strip() else type(failure).__name__
-    try:
-        exported = torch.export.export(model, inputs.args, inputs.kwargs, strict=False)
-    except Exception as failure:
-        raise explain(failure, model) from failure
+    exported = _export_static(model, inputs)
     return exported, f"The batch is fixed at {inputs.batch_size}: {why}."
+
+
+def _export_static(model: nn.Module, inputs: Inputs) -> ExportedProgram:
+    try:
+        return torch.export.export(model, inputs.args, inputs.kwargs, strict=False)
+    except Exception as failure:  # whatever a model's own code raises
+        raise explain(failure, model) from failure
+
+
+def evaluated(model: nn.Module) -> Callable[..., Any]:
+    """``model`` as a function in evaluation mode; its own mode is put back after each call."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with _evaluation_mode(model), torch.no_grad():
+            return model(*args, **kwargs)
+
+    return run
 
 
 @contextmanager

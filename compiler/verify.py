@@ -14,19 +14,19 @@ from planish.compiler.inputs import Inputs
 from planish.compiler.program import Program
 from planish.compiler.report import Error
 
-FLOAT_TOLERANCE = 1e-4
-"""Largest error of a float artifact, relative to the largest value of the output."""
+FLOAT_TOLERANCE = {"float64": 1e-4, "float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
+"""Largest error of a float artifact, relative to the largest value of the output, by its dtype; else 0."""
 QUANTA = 255
 """Steps of an 8-bit output: the range of the output over this is its quantum."""
 
 Run = Callable[..., Any]
 
 
-def errors(program: Program, run: Run, batches: Sequence[Inputs]) -> list[Error]:
-    """Distance of each output of ``run`` from the same output of ``program``, over all ``batches``."""
-    expected, got = _gather(program, batches), _gather(run, batches)
+def errors(reference: Run, run: Run, batches: Sequence[Inputs]) -> list[Error]:
+    """Distance of each output of ``run`` from the same output of ``reference``, over all ``batches``."""
+    expected, got = _gather(reference, batches), _gather(run, batches)
     if len(expected) != len(got):
-        raise VerificationError(f"The artifact has {len(got)} outputs, the Program {len(expected)}.")
+        raise VerificationError(f"The artifact has {len(got)} outputs, its reference {len(expected)}.")
     return [_error(index, a, b) for index, (a, b) in enumerate(zip(expected, got, strict=True))]
 
 
@@ -49,10 +49,11 @@ def _error(index: int, expected: Sequence[Tensor], got: Sequence[Tensor]) -> Err
                 f"Output {index} of the artifact is {b.dtype} {list(b.shape)}, "
                 f"the Program's is {a.dtype} {list(a.shape)}."
             )
+    dtype = str(expected[0].dtype).removeprefix("torch.")
     reference = torch.cat([a.flatten().double() for a in expected])
     result = torch.cat([b.flatten().double() for b in got])
     if not reference.numel():
-        return Error(output=index, max_abs=0.0, max_relative=0.0, snr_db=None, within_a_quantum=1.0)
+        return Error(output=index, dtype=dtype, max_abs=0.0, max_relative=0.0, snr_db=None, within_a_quantum=1.0)
     same = (reference == result) | (reference.isnan() & result.isnan())
     difference = torch.where(same, 0.0, (reference - result).abs())
     finite = reference[reference.isfinite()]
@@ -60,6 +61,7 @@ def _error(index: int, expected: Sequence[Tensor], got: Sequence[Tensor]) -> Err
     quantum = float(finite.max() - finite.min()) / QUANTA if finite.numel() else 0.0
     return Error(
         output=index,
+        dtype=dtype,
         max_abs=_number(difference.max()),
         max_relative=_number(difference.max()) / largest if largest else _number(difference.max()),
         snr_db=snr_db(reference, result),
@@ -86,14 +88,23 @@ def worst_snr(found: Sequence[Error]) -> float | None:
     return min((error.snr_db for error in found if error.snr_db is not None), default=None)
 
 
-def demand_float(found: Sequence[Error]) -> None:
-    """Raise VerificationError unless each output agrees to 1e-4 of its largest value."""
+def demand_float(found: Sequence[Error], what: str) -> None:
+    """Raise VerificationError unless each output of ``what`` agrees to 1e-4 of its largest value (float32)."""
     for error in found:
-        if error.max_relative > FLOAT_TOLERANCE:
+        if not _agrees(error):
             raise VerificationError(
-                f"Report this to planish: output {error.output} of the float artifact is off by "
-                f"{error.max_relative:.2g} relative to its largest value ({FLOAT_TOLERANCE:g} is allowed)."
+                f"Report this to planish: output {error.output} of {what} is off by {error.max_relative:.2g} relative "
+                f"to its largest value; {FLOAT_TOLERANCE.get(error.dtype, 0):g} is allowed for {error.dtype}."
             )
+
+
+def _agrees(error: Error) -> bool:
+    return error.max_relative <= FLOAT_TOLERANCE.get(error.dtype, 0)
+
+
+def is_random(run: Run, inputs: Inputs) -> bool:
+    """Whether two calls with the same inputs give different outputs."""
+    return not all(_agrees(error) for error in errors(run, run, [inputs]))
 
 
 def demand_quantized(found: Sequence[Error], quantization: Sequence[Error]) -> None:
@@ -105,7 +116,7 @@ def demand_quantized(found: Sequence[Error], quantization: Sequence[Error]) -> N
     docs/backend-onnx.md); a wrong scale or a lost bias is far above it.
     """
     for error, own in zip(found, quantization, strict=True):
-        if error.snr_db is None or error.max_relative <= FLOAT_TOLERANCE:
+        if error.snr_db is None or _agrees(error):
             continue
         floor = min(own.snr_db if own.snr_db is not None else 40.0, 40.0) - 3.0
         if error.snr_db < floor:

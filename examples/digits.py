@@ -24,7 +24,7 @@ from planish.compiler.report_table import as_renderable
 
 TARGET = "local"
 OUTPUT = Path("out/digits")
-EPOCHS = 12
+EPOCHS = 6
 BATCH = 64
 
 
@@ -32,7 +32,10 @@ class Residual(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.first, self.first_norm = nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)
-        self.second, self.second_norm = nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)
+        self.second, self.second_norm = (
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.first_norm(self.first(x)))
@@ -125,4 +128,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)  # images this small are not worth sharing out: threads would wait for each other
     main()

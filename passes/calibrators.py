@@ -66,8 +66,12 @@ def _squared_error(histogram: Histogram, low: float, high: float, steps: int) ->
 
 
 def _information_lost(histogram: Histogram, low: float, high: float, steps: int) -> float:
-    """KL(reference | quantized): in the reference, what is clipped stands in the outermost bins."""
+    """KL(reference | quantized): in the reference, what is clipped stands in the outermost bins.
+
+    The bin of zero does not count: zero is exact at every scale, and half of a relu's values are zero.
+    """
     centres, counts = histogram
+    counts = np.where(np.arange(len(counts)) == np.abs(centres).argmin(), 0.0, counts)
     inside = (centres >= low) & (centres <= high)
     kept = counts[inside]
     if not kept.sum():

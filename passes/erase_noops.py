@@ -11,15 +11,15 @@ from torch import Tensor, fx
 
 from planish.compiler.contracts import Context, Pass, Proposal, Situation, Stage
 from planish.compiler.program import Program
-from planish.compiler.shapes import propagate
+from planish.compiler.shapes import ensure_shapes
 
 aten = torch.ops.aten
 
 _IDENTITIES = (
     aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default, aten.feature_alpha_dropout.default,
-    aten.detach.default, aten.alias.default, aten.contiguous.default, aten.positive.default,
+    aten.detach.default, aten.alias.default, aten.positive.default,
 )  # fmt: skip
-_COPIES = (aten.clone.default, aten.lift_fresh_copy.default)
+_COPIES = (aten.clone.default, aten.contiguous.default, aten.lift_fresh_copy.default)
 _CASTS = (
     aten.to.dtype, aten.to.dtype_layout, aten.to.device, aten.to.other, aten.type_as.default, aten._to_copy.default,
 )  # fmt: skip
@@ -30,7 +30,7 @@ _SHAPES = (aten.reshape.default, aten.expand.default, aten.flatten.using_ints, a
 class EraseNoOps(Pass):
     """Erases nodes that return their input, then what nobody reads.
 
-    1. Dropout in evaluation, detach, alias, contiguous.
+    1. Dropout in evaluation, detach, alias.
     2. Copies, unless something in the graph still writes in place (a copy is then what protects the original).
     3. Casts to the dtype that the value has.
     4. Reshapes and expansions to the shape that the value has.
@@ -43,7 +43,7 @@ class EraseNoOps(Pass):
 
     def run(self, program: Program, context: Context) -> Program:
         program = program.fork().eval()
-        propagate(program)
+        ensure_shapes(program)
         writes = any(_writes(node) for node in program.calls())
         for node in [*program.calls()]:
             if any(rule(node, writes) for rule in _RULES):

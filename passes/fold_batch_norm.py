@@ -11,7 +11,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from planish.compiler.contracts import Context, Pass, Proposal, Situation, Stage
 from planish.compiler.program import Program, add_tensor
-from planish.compiler.shapes import propagate
+from planish.compiler.shapes import ensure_shapes
 
 aten = torch.ops.aten
 
@@ -41,7 +41,7 @@ class FoldBatchNorm(Pass):
 
     def run(self, program: Program, context: Context) -> Program:
         program = program.fork().eval()
-        propagate(program)
+        ensure_shapes(program)
         for norm in [*program.calls(aten.batch_norm.default)]:
             if _folds(program, norm):
                 _fold(program, norm)
@@ -52,7 +52,7 @@ class FoldBatchNorm(Pass):
     @classmethod
     def propose(cls, situation: Situation) -> Proposal | None:
         program = situation.program.fork()
-        propagate(program)
+        ensure_shapes(program)
         norms = [*program.calls(aten.batch_norm.default)]
         if not norms:
             return None
@@ -66,7 +66,9 @@ def _folds(program: Program, norm: fx.Node) -> bool:
     layer = norm.args[0]
     if not isinstance(layer, fx.Node) or len(layer.users) > 1 or norm.args[5] is True or norm.args[3] is None:
         return False
-    known = layer.target in (*_CONVS, *_TRANSPOSED) or (
+    weight = layer.args[1]
+    batched = isinstance(weight, fx.Node) and layer.meta["val"].ndim == weight.meta["val"].ndim
+    known = (layer.target in (*_CONVS, *_TRANSPOSED) and batched) or (
         layer.target is aten.linear.default and layer.meta["val"].ndim == 2
     )
     if not known or (layer.target in _TRANSPOSED and len(layer.args) > 6 and layer.args[6] != 1):

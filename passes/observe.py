@@ -15,9 +15,9 @@ from planish.compiler.program import Program
 from planish.passes.calibrators import Calibrator, Histogram
 
 PIECE = 4096
-"""Values kept of each piece of a batch, at first."""
+"""Values kept of each piece of a batch, at first and at most."""
 CAPACITY = 16 * PIECE
-"""Values kept in all: when they are full, every second one goes, and later pieces give half as many."""
+"""Values kept in all: when it is full, every second one goes, and later pieces give half as many."""
 BINS = 2048
 
 
@@ -31,21 +31,23 @@ class Observed:
     def __init__(self) -> None:
         self.low, self.high = 0.0, 0.0  # zero has to be representable: padding is zero
         self._sample = torch.zeros(CAPACITY)
-        self._count, self._piece = 0, PIECE
+        self._count, self._thinning = 0, 1
+        self.finite = True
 
     def see(self, values: Tensor) -> None:
         if not values.numel():
             return
         low, high = torch.aminmax(values)
+        self.finite &= bool(torch.isfinite(low) & torch.isfinite(high))  # both are NaN where one value is
         self.low, self.high = min(self.low, float(low)), max(self.high, float(high))
         # an odd stride does not fall in step with the even sizes of images and channels
-        stride = (values.numel() // self._piece) | 1
-        self._keep(values.flatten()[::stride][:PIECE])
+        stride = (-(-values.numel() // PIECE) * self._thinning) | 1
+        self._keep(values.flatten()[::stride])
 
     def _keep(self, values: Tensor) -> None:
         if self._count + values.numel() > CAPACITY:
             half = self._sample[: self._count : 2].clone()
-            self._count, self._piece = half.numel(), max(1, self._piece // 2)
+            self._count, self._thinning = half.numel(), 2 * self._thinning
             self._sample[: self._count] = half
         self._sample[self._count : self._count + values.numel()] = values
         self._count += values.numel()
@@ -80,7 +82,7 @@ def observe(program: Program, nodes: Collection[fx.Node], batches: Iterable[Inpu
     if not count:
         raise UserError("Pass calibration data with at least one batch; the iterable is empty.")
     for node, seen in recorder.seen.items():
-        if not np.isfinite([seen.low, seen.high]).all():
+        if not seen.finite:
             raise UserError(f"Check the calibration data and the model: {node.name} has infinite or NaN values on it.")
     return recorder.seen
 

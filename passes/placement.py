@@ -98,7 +98,7 @@ def _obstacle(
         return f"fewer than {scheme.min_channels} channels"
     if (
         scheme.prefix is not None
-        and _faster_in_float(node, weight, scheme.prefix)
+        and _faster_in_float(node, weight, op, scheme.prefix)
         and _in_float_prefix(node, placement)
     ):
         return f"at the start of the network, where {scheme.prefix.reason}"
@@ -113,7 +113,8 @@ def _inputs(weight: Tensor, node: fx.Node) -> int:
 def _shape_obstacle(node: fx.Node, operands: Sequence[fx.Node]) -> str:
     if node.target is aten.mean.dim:
         rank = operands[0].meta["val"].ndim
-        dims = node.args[1] if isinstance(node.args[1], (list, tuple)) else [node.args[1]]
+        asked = node.args[1] if len(node.args) > 1 else None
+        dims = asked if isinstance(asked, (list, tuple)) else [*range(rank)] if asked is None else [asked]
         if rank < 3 or sorted(dim % rank for dim in dims) != [*range(2, rank)]:  # type: ignore[operator]
             return "a mean over other than all spatial dimensions"
     if node.target is aten.adaptive_avg_pool2d.default and any(size != 1 for size in node.args[1]):  # type: ignore[union-attr]
@@ -123,8 +124,10 @@ def _shape_obstacle(node: fx.Node, operands: Sequence[fx.Node]) -> str:
     return ""
 
 
-def _faster_in_float(node: fx.Node, weight: Tensor, prefix: FloatPrefix) -> bool:
+def _faster_in_float(node: fx.Node, weight: Tensor, op: IntegerOp, prefix: FloatPrefix) -> bool:
     reduction = math.prod(weight.shape[1:])
+    if len([node, *_fused_tail(node, op)][-1].users) > 1:
+        return False  # a residual that starts in float would drag a conversion along through all its sums
     pointwise = all(size == 1 for size in weight.shape[2:])
     return weight.ndim >= 3 and not pointwise and reduction < prefix.reduction and weight.shape[0] <= prefix.channels
 

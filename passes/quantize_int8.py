@@ -11,7 +11,7 @@ from planish.compiler.contracts import Context, Pass, Proposal, Situation, Stage
 from planish.compiler.errors import PassError, UserError, closest
 from planish.compiler.hardware import peak_gops
 from planish.compiler.program import Program, source_module
-from planish.compiler.shapes import propagate
+from planish.compiler.shapes import ensure_shapes
 from planish.passes.calibrators import CALIBRATORS
 from planish.passes.erase_noops import EraseNoOps
 from planish.passes.fold_batch_norm import FoldBatchNorm
@@ -45,6 +45,8 @@ class QuantizeInt8(Pass):
     def __post_init__(self) -> None:
         if self.calibrator not in CALIBRATORS:
             raise UserError(f"{self.name} has no calibrator {self.calibrator!r}{closest(self.calibrator, CALIBRATORS)}")
+        if isinstance(self.keep_float, str):  # read letter by letter otherwise
+            raise UserError(f"Give keep_float a tuple of module names: ({self.keep_float!r},).")
         if self.samples < 1:
             raise UserError(f"Give {self.name} at least one sample, not {self.samples}.")
 
@@ -53,6 +55,9 @@ class QuantizeInt8(Pass):
         profile, scheme = situation.profile, situation.scheme
         if scheme is None:
             return Proposal(None, f"{profile.title} runs no INT8 through this backend.")
+        ensure_shapes(situation.program)
+        if not place(situation.program, scheme).weights:
+            return Proposal(None, "No layer of this model can run in INT8 there.")
         native = "fp16" if "fp16" in profile.support.dtypes else "fp32"
         integer, real = peak_gops(profile, "int8"), peak_gops(profile, native)
         if integer is None or real is None:
@@ -69,7 +74,7 @@ class QuantizeInt8(Pass):
         if context.scheme is None:
             raise UserError(f"Choose another target for {self.name}: {context.profile.title} runs no INT8.")
         program = program.fork().eval()
-        propagate(program)
+        ensure_shapes(program)
         self._check_names(program)
         placement = place(program, context.scheme, self.keep_float)
         for node, outcome, reason in placement.decided:

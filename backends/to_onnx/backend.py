@@ -18,6 +18,7 @@ from planish.compiler.program import Program
 from planish.compiler.report import Latency
 from planish.compiler.scheme import QuantizationScheme
 from planish.compiler.signature import Signature
+from planish.compiler.verify import is_quantized
 
 FILE = "model.onnx"
 OPSET = 20
@@ -50,7 +51,7 @@ class OnnxBackend(Backend):
         opset = min(OPSET, profile.runtime.opset or OPSET)
         model, note = lower_any(program, opset)
         save(model, folder / FILE)
-        fallbacks, notes = float_fallbacks(folder / FILE, program)
+        fallbacks, notes = float_fallbacks(folder / FILE, program) if is_quantized(program) else ([], [])
         return Lowered(
             files=tuple(sorted(path.name for path in folder.iterdir())),
             decisions=tuple(fallbacks),

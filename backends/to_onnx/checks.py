@@ -10,14 +10,13 @@ from torch import Tensor, fx
 from planish.compiler.contracts import Check
 from planish.compiler.hardware import HardwareProfile
 from planish.compiler.program import Program
-from planish.compiler.shapes import propagate
+from planish.compiler.shapes import ensure_shapes
 
 aten = torch.ops.aten
 
 
 def checks_for(profile: HardwareProfile) -> tuple[Check, ...]:
-    rules = (NO_COMPLEX, NO_RULE)
-    return rules if profile.support.dynamic_shapes else (*rules, STATIC)
+    return (NO_COMPLEX, NO_RULE)
 
 
 def _without_rule(program: Program) -> Iterator[fx.Node]:
@@ -27,16 +26,11 @@ def _without_rule(program: Program) -> Iterator[fx.Node]:
 
 
 def _complex(program: Program) -> Iterator[fx.Node]:
-    propagated = program.fork()
-    propagate(propagated)
-    for node in propagated.calls():
+    ensure_shapes(program)
+    for node in program.calls():
         value = node.meta.get("val")
         if isinstance(value, Tensor) and value.dtype.is_complex:
             yield node
-
-
-def _dynamic(program: Program) -> Iterator[fx.Node]:
-    yield from (node for node in program.placeholders if program.dynamic_axes.get(node.name))
 
 
 NO_COMPLEX = Check(
@@ -49,11 +43,5 @@ NO_RULE = Check(
     "own-rules",
     "No rule of planish lowers this operator: torch.onnx.export is used for the whole model, with its own graph form.",
     _without_rule,
-    severity="warning",
-)
-STATIC = Check(
-    "static-shapes",
-    "The device takes fixed shapes only: the batch of the artifact is fixed at 1.",
-    _dynamic,
     severity="warning",
 )

@@ -6,6 +6,7 @@ from collections.abc import Collection
 
 import torch
 from torch import Tensor, fx
+from torch._decomp import decomposition_table
 from torch.export import Dim, ExportedProgram, ShapesCollection
 
 from planish.compiler.program import Program
@@ -24,6 +25,9 @@ def decomposed(program: Program, keep: Collection[Operator]) -> Program:
     for operator in [*table]:
         if operator in keep:
             del table[operator]
+    for node in program.calls():  # PyTorch knows more decompositions than those down to its core operators
+        if node.target not in keep and node.target in decomposition_table:
+            table[node.target] = decomposition_table[node.target]
     return without_state(trace(exported(program).run_decompositions(table)))
 
 
@@ -35,7 +39,8 @@ def exported(program: Program) -> ExportedProgram:
         if isinstance(leaf, Tensor) and node.name in program.dynamic_axes:
             shapes[leaf] = dict.fromkeys(program.dynamic_axes[node.name], Dim.AUTO)
     with torch.no_grad():
-        return torch.export.export(program.module(), inputs.args, inputs.kwargs, dynamic_shapes=shapes, strict=False)
+        module, args, kwargs = program.module(), inputs.args, inputs.kwargs
+        return torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)  # type: ignore[arg-type]
 
 
 def without_state(program: Program) -> Program:

@@ -81,7 +81,11 @@ class Emitter:
     def constant(self, value: Any, dtype: torch.dtype | None = None) -> ir.Value:
         """An initializer from a number or a list; equal ones are shared. Whole numbers are INT64 by default."""
         tensor = torch.tensor(value, dtype=dtype)
-        key = (tensor.dtype, tuple(tensor.shape), tensor.numpy(force=True).tobytes()) if tensor.dtype != torch.bfloat16 else None
+        key = (
+            (tensor.dtype, tuple(tensor.shape), tensor.numpy(force=True).tobytes())
+            if tensor.dtype != torch.bfloat16
+            else None
+        )
         if key is None or key not in self._constants:
             made = self._initializer(tensor, "constant")
             if key is None:
@@ -175,7 +179,7 @@ class Emitter:
         They are the arguments of the node from position ``first`` on.
         """
         arguments = self.node.args[first : first + len(operands)]
-        fakes = [argument.meta["val"] if isinstance(argument, fx.Node) else argument for argument in arguments]
+        fakes: list[Any] = [argument.meta["val"] if isinstance(argument, fx.Node) else argument for argument in arguments]
         dtype = self.result_dtype()
         if dtype is torch.bool:  # a comparison
             dtype = torch.result_type(fakes[0], fakes[1])

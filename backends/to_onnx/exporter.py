@@ -15,7 +15,7 @@ from torch import Tensor, fx
 
 from planish.backends.to_onnx.decompose import decomposed, exported
 from planish.backends.to_onnx.emitter import Unsupported
-from planish.backends.to_onnx.lower import RULES, output_leaves, to_onnx
+from planish.backends.to_onnx.lower import RULES, output_leaves, to_onnx, unsupported
 from planish.compiler.errors import LoweringError
 from planish.compiler.program import Program, op_name, source_module
 from planish.compiler.shapes import propagate, tensor_of
@@ -36,34 +36,35 @@ def lower_any(program: Program, opset: int) -> tuple[ir.Model, str]:
         first = failure
     try:
         model, operators = _by_decomposition(program, opset, first)
-        return model, f"{', '.join(operators)} was decomposed by PyTorch, then every operator was lowered by its rule."
+        return model, f"PyTorch decomposed {', '.join(operators)}, then every operator was lowered by its rule."
     except Unsupported as failure:
         last = failure
     try:
         return export(program, opset), f"The whole model was lowered by torch.onnx.export: {first}."
     except LoweringError as failure:
         raise LoweringError(
-            f"Replace an operator that neither planish nor torch.onnx.export lowers: {last.args[0]}",
-            component="onnx", node=first.node, module=first.module,
+            f"Replace an operator that neither planish nor torch.onnx.export lowers: {last.args[0]} "
+            f"(without a rule are {', '.join(sorted({op_name(node) for node in unsupported(program)})) or 'none'})",
+            component="onnx", node=last.node, module=last.module,
         ) from failure  # fmt: skip
 
 
 def _by_decomposition(program: Program, opset: int, failure: Unsupported) -> tuple[ir.Model, list[str]]:
     kept = set(RULES)
-    operators: list[str] = []
+    operators = {op_name(node) for node in unsupported(program)}
     current = program
     for _ in range(_ROUNDS):
         node = next(node for node in current.graph.nodes if node.name == failure.node)
-        if op_name(node) in operators:
-            break  # decomposed already, and here it is again
-        operators.append(op_name(node))
+        if current is not program and node.target not in kept:
+            break  # decomposed as far as it goes, and here it is again
+        operators.add(op_name(node))
         kept.discard(node.target)
         try:
             current = decomposed(program.fork().eval(), kept)
         except Exception as error:  # whatever PyTorch's export raises: the next way is tried
             raise failure from error
         try:
-            return renamed(to_onnx(current, opset), program), operators
+            return renamed(to_onnx(current, opset), program), sorted(operators)
         except Unsupported as again:
             failure = again
     raise failure
@@ -95,7 +96,11 @@ def quiet() -> Iterator[None]:
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -160,15 +165,24 @@ def _fold(graph: fx.Graph, node: fx.Node, rank: int) -> None:
 def renamed(model: ir.Model, program: Program) -> ir.Model:
     """``model`` with inputs named like the placeholders of ``program``, outputs ``output_0`` …, axes as in it."""
     sizes: dict[str, str] = {}
-    tensors = [node for node, leaf in zip(program.placeholders, program.example_inputs.leaves(), strict=True) if isinstance(leaf, Tensor)]
+    tensors = [
+        node
+        for node, leaf in zip(program.placeholders, program.example_inputs.leaves(), strict=True)
+        if isinstance(leaf, Tensor)
+    ]
     if len(tensors) != len(model.graph.inputs):
-        raise LoweringError(f"The lowered model takes {len(model.graph.inputs)} inputs instead of {len(tensors)}", component="onnx")
-    _free_names(model, [node.name for node in tensors], [f"output_{index}" for index in range(len(output_leaves(program)))])
+        raise LoweringError(
+            f"The lowered model takes {len(model.graph.inputs)} inputs instead of {len(tensors)}", component="onnx"
+        )
+    _free_names(
+        model, [node.name for node in tensors], [f"output_{index}" for index in range(len(output_leaves(program)))]
+    )
     for node, value in zip(tensors, model.graph.inputs, strict=True):
         value.name = node.name
         for axis, name in program.dynamic_axes.get(node.name, {}).items():
-            if value.shape is not None and isinstance(value.shape[axis], ir.SymbolicDim):
-                sizes[str(value.shape[axis].value)] = name
+            size = value.shape[axis] if value.shape is not None else None
+            if isinstance(size, ir.SymbolicDim):
+                sizes[str(size.value)] = name
     given = [index for index, leaf in enumerate(output_leaves(program)) if isinstance(leaf, fx.Node)]
     for index, value in zip(given, model.graph.outputs, strict=True):
         value.name = f"output_{index}"

@@ -7,7 +7,6 @@ tensors, then for each of them a ``ModelProto`` that holds nothing but a ``Graph
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,7 +42,7 @@ def save(model: ir.Model, path: Path) -> None:
     try:
         with partial.open("wb") as file:
             _write(model, file)
-        os.replace(partial, path)
+        partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -82,7 +81,7 @@ def _without(graph: ir.Graph, names: dict[str, ir.TensorProtocol]) -> Iterator[N
 def _tensor_header(name: str, tensor: ir.TensorProtocol) -> bytes:
     """A TensorProto up to its raw data, which follows as it lies in memory (little-endian)."""
     encoded = name.encode()
-    dims = b"".join(bytes([_TENSOR_DIMS]) + _varint(int(size)) for size in tensor.shape)
+    dims = b"".join(bytes([_TENSOR_DIMS]) + _varint(size) for size in tensor.shape.numpy())
     dtype = bytes([_TENSOR_DATA_TYPE]) + _varint(int(tensor.dtype))
     label = bytes([_TENSOR_NAME]) + _varint(len(encoded)) + encoded
     return dims + dtype + label + bytes([_TENSOR_RAW_DATA]) + _varint(tensor.nbytes)
@@ -112,6 +111,6 @@ def _save_with_external_data(model: ir.Model, path: Path) -> None:
     partial = path.with_name(f".{path.name}.partial.onnx")
     try:
         ir.save(model, partial, external_data=f"{path.name}.data")
-        os.replace(partial, path)
+        partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

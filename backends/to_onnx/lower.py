@@ -28,7 +28,10 @@ from planish.backends.to_onnx.emitter import Emitter, Rule, Unsupported
 from planish.compiler.errors import LoweringError
 from planish.compiler.program import Program, op_name, source_module
 from planish.compiler.scheme import Operator
-from planish.compiler.shapes import propagate
+from planish.compiler.shapes import ensure_shapes
+
+OLDEST_OPSET = 18
+"""The rules give the axes of a reduction as an input, which begins there."""
 
 RULES: dict[Operator, Rule] = {
     **rules_arithmetic.RULES,
@@ -57,11 +60,14 @@ def to_onnx(program: Program, opset: int) -> ir.Model:
     """The ONNX model of ``program`` in evaluation mode.
 
     Inputs are named like the placeholders, outputs ``output_0`` …; dynamic axes keep their names. Raises
-    Unsupported (a LoweringError) at the first node without a rule, or in a form that its rule does not know.
+    Unsupported (a LoweringError) at the first node without a rule, or in a form that its rule does not know, and
+    LoweringError for an opset that is too old.
     """
+    if opset < OLDEST_OPSET:
+        raise LoweringError(f"Ask for ONNX opset {OLDEST_OPSET} or later, not {opset}", component="onnx")
     program = program.fork().eval()
     program.graph.eliminate_dead_code()
-    propagate(program)
+    ensure_shapes(program)
     emitter = Emitter(program, opset)
     inputs: list[ir.Value] = []
     for node in program.graph.nodes:
@@ -89,7 +95,8 @@ def _placeholder(program: Program, node: fx.Node, inputs: list[ir.Value]) -> Any
 
 
 def _call(emitter: Emitter, node: fx.Node) -> Any:
-    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda used: emitter.values[used])
+    both: Any = fx.map_arg((node.args, node.kwargs), lambda used: emitter.values[used])
+    args, kwargs = both
     if node.target is operator.getitem:
         return args[0][args[1]]
     rule = RULES.get(node.target)  # type: ignore[arg-type]
@@ -150,5 +157,3 @@ def _prune(model: ir.Model) -> ir.Model:
     for name in [name for name, value in graph.initializers.items() if not value.uses() and value not in kept]:
         del graph.initializers[name]
     return model
-
-

@@ -99,7 +99,7 @@ def power(e: Emitter, base: Any, exponent: Any) -> Value:
 
 
 def fused_product(kind: str) -> Rule:
-    """addcmul and addcdiv: x + value * a (*|/) b."""
+    """Addcmul and addcdiv: x + value * a (*|/) b."""
 
     def rule(e: Emitter, x: Value, a: Value, b: Value, value: float = 1) -> Value:
         product = e.op(kind, a, b)
@@ -126,8 +126,13 @@ def atan2(e: Emitter, y: Value, x: Value) -> Value:
     return e.op("Where", e.op("Equal", x, zero), on_axis, angle)
 
 
+def hypot(e: Emitter, a: Value, b: Value) -> Value:
+    a, b = e.promoted(a, b)
+    return e.op("Sqrt", e.op("Add", e.op("Mul", a, a), e.op("Mul", b, b)))
+
+
 def shift(left: bool) -> Rule:
-    """x << n is x * 2^n, x >> n is x // 2^n: ONNX shifts unsigned integers only."""
+    """X << n is x * 2^n, x >> n is x // 2^n: ONNX shifts unsigned integers only."""
 
     def rule(e: Emitter, a: Any, b: Any) -> Value:
         a, b = e.promoted(a, b)
@@ -182,26 +187,35 @@ RULES: dict[Operator, Rule] = {
     aten.add.Tensor: add, aten.add.Scalar: add, aten.sub.Tensor: sub, aten.sub.Scalar: sub,
     aten.rsub.Scalar: rsub, aten.rsub.Tensor: rsub,
     aten.mul.Tensor: multiply, aten.mul.Scalar: multiply, aten.multiply.Tensor: multiply,
-    aten.div.Tensor: div, aten.div.Scalar: div, aten.div.Tensor_mode: div, aten.div.Scalar_mode: div, aten.true_divide.Tensor: div,
+    aten.div.Tensor: div, aten.div.Scalar: div, aten.div.Tensor_mode: div, aten.div.Scalar_mode: div,
+    aten.true_divide.Tensor: div,
     aten.floor_divide.default: floor_divide, aten.floor_divide.Scalar: floor_divide,
-    aten.fmod.Scalar: fmod, aten.fmod.Tensor: fmod, aten.remainder.Scalar: remainder, aten.remainder.Tensor: remainder,
+    aten.fmod.Scalar: fmod, aten.fmod.Tensor: fmod, aten.remainder.Scalar: remainder,
+    aten.remainder.Tensor: remainder,
     aten.pow.Tensor_Scalar: power, aten.pow.Tensor_Tensor: power, aten.pow.Scalar: power,
     aten.maximum.default: binary("Max"), aten.minimum.default: binary("Min"),
     aten.max.other: binary("Max"), aten.min.other: binary("Min"), aten.atan2.default: atan2,
+    aten.hypot.default: hypot,
+    aten.frac.default: lambda e, x: e.op("Sub", x, truncated(e, x)),
     aten.addcmul.default: fused_product("Mul"), aten.addcdiv.default: fused_product("Div"),
     aten.lerp.Scalar: lerp, aten.lerp.Tensor: lerp,
-    aten.eq.Tensor: binary("Equal"), aten.eq.Scalar: binary("Equal"), aten.ne.Tensor: not_equal, aten.ne.Scalar: not_equal,
+    aten.eq.Tensor: binary("Equal"), aten.eq.Scalar: binary("Equal"), aten.ne.Tensor: not_equal,
+    aten.ne.Scalar: not_equal,
     aten.lt.Tensor: binary("Less"), aten.lt.Scalar: binary("Less"), aten.gt.Tensor: binary("Greater"),
     aten.gt.Scalar: binary("Greater"), aten.le.Tensor: binary("LessOrEqual"), aten.le.Scalar: binary("LessOrEqual"),
     aten.ge.Tensor: binary("GreaterOrEqual"), aten.ge.Scalar: binary("GreaterOrEqual"),
-    aten.logical_and.default: logical("And"), aten.logical_or.default: logical("Or"), aten.logical_xor.default: logical("Xor"),
-    aten.bitwise_and.Tensor: bitwise("And"), aten.bitwise_or.Tensor: bitwise("Or"), aten.bitwise_xor.Tensor: bitwise("Xor"),
-    aten.bitwise_and.Scalar: bitwise("And"), aten.bitwise_or.Scalar: bitwise("Or"), aten.bitwise_xor.Scalar: bitwise("Xor"),
+    aten.logical_and.default: logical("And"), aten.logical_or.default: logical("Or"),
+    aten.logical_xor.default: logical("Xor"),
+    aten.bitwise_and.Tensor: bitwise("And"), aten.bitwise_or.Tensor: bitwise("Or"),
+    aten.bitwise_xor.Tensor: bitwise("Xor"),
+    aten.bitwise_and.Scalar: bitwise("And"), aten.bitwise_or.Scalar: bitwise("Or"),
+    aten.bitwise_xor.Scalar: bitwise("Xor"),
     aten.__and__.Tensor: bitwise("And"), aten.__or__.Tensor: bitwise("Or"), aten.__xor__.Tensor: bitwise("Xor"),
     aten.__and__.Scalar: bitwise("And"), aten.__or__.Scalar: bitwise("Or"), aten.__xor__.Scalar: bitwise("Xor"),
     aten.__lshift__.Scalar: shift(left=True), aten.__rshift__.Scalar: shift(left=False),
     aten.bitwise_left_shift.Tensor: shift(left=True), aten.bitwise_right_shift.Tensor: shift(left=False),
-    aten.bitwise_left_shift.Tensor_Scalar: shift(left=True), aten.bitwise_right_shift.Tensor_Scalar: shift(left=False),
+    aten.bitwise_left_shift.Tensor_Scalar: shift(left=True),
+    aten.bitwise_right_shift.Tensor_Scalar: shift(left=False),
     aten.where.self: where, aten.where.ScalarOther: where, aten.where.ScalarSelf: where, aten.where.Scalar: where,
     aten.masked_fill.Scalar: masked_fill, aten.masked_fill.Tensor: masked_fill,
     operator.add: symbolic("Add"), operator.sub: symbolic("Sub"), operator.mul: symbolic("Mul"),

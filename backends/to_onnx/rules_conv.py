@@ -31,7 +31,8 @@ def conv(
     begins = [own + extra for own, extra in zip(begins, outer[:spatial], strict=True)]
     ends = [own + extra for own, extra in zip(ends, outer[spatial:], strict=True)]
     attributes = {"kernel_shape": kernel, "strides": stride, "dilations": dilation, "group": groups}
-    return batched(e, x, spatial, lambda value: e.op("Conv", value, weight, bias, pads=[*begins, *ends], **attributes))
+    pads = [*begins, *ends]
+    return batched(e, x, spatial, lambda value: e.op("Conv", value, weight, bias, pads=pads, **attributes))
 
 
 def _absorb_padding(e: Emitter, x: Value) -> tuple[Value, list[int]]:

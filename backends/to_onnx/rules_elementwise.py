@@ -68,6 +68,10 @@ def is_finite(e: Emitter, x: Value) -> Value:
     return e.op("Not", e.op("Or", e.op("IsNaN", x), e.op("IsInf", x)))
 
 
+def erfc(e: Emitter, x: Value) -> Value:
+    return e.op("Sub", e.constant(1.0, e.result_dtype()), e.op("Erf", e.floating(x)))
+
+
 def rsqrt(e: Emitter, x: Value) -> Value:
     return e.op("Reciprocal", e.op("Sqrt", e.floating(x)))
 
@@ -176,25 +180,36 @@ def softmax(kind: str) -> Rule:
 RULES: dict[Operator, Rule] = {
     aten.relu.default: lambda e, x: e.op("Relu", x), aten.relu6.default: relu6, aten.hardtanh.default: hardtanh,
     aten.clamp.default: clamp, aten.clip.default: clamp, aten.clamp.Tensor: clamp,
-    aten.clamp_min.default: lambda e, x, low: clamp(e, x, low, None), aten.clamp_min.Tensor: lambda e, x, low: clamp(e, x, low, None),
-    aten.clamp_max.default: lambda e, x, high: clamp(e, x, None, high), aten.clamp_max.Tensor: lambda e, x, high: clamp(e, x, None, high),
+    aten.clamp_min.default: lambda e, x, low: clamp(e, x, low, None),
+    aten.clamp_min.Tensor: lambda e, x, low: clamp(e, x, low, None),
+    aten.clamp_max.default: lambda e, x, high: clamp(e, x, None, high),
+    aten.clamp_max.Tensor: lambda e, x, high: clamp(e, x, None, high),
     aten.sigmoid.default: unary("Sigmoid"), aten.tanh.default: unary("Tanh"), aten.gelu.default: gelu,
-    aten.silu.default: silu, aten.hardswish.default: unary("HardSwish"), aten.hardsigmoid.default: unary("HardSigmoid", alpha=1 / 6, beta=0.5),
-    aten.leaky_relu.default: leaky_relu, aten.elu.default: elu, aten.selu.default: unary("Selu"), aten.celu.default: celu,
-    aten.softplus.default: softplus, aten.mish.default: mish, aten.glu.default: glu, aten.log_sigmoid.default: log_sigmoid,
-    aten.threshold.default: threshold, aten.rrelu.default: rrelu, aten.hardshrink.default: hardshrink, aten.softshrink.default: softshrink,
+    aten.silu.default: silu, aten.hardswish.default: unary("HardSwish"),
+    aten.hardsigmoid.default: unary("HardSigmoid", alpha=1 / 6, beta=0.5),
+    aten.leaky_relu.default: leaky_relu, aten.elu.default: elu, aten.selu.default: unary("Selu"),
+    aten.celu.default: celu,
+    aten.softplus.default: softplus, aten.mish.default: mish, aten.glu.default: glu,
+    aten.log_sigmoid.default: log_sigmoid,
+    aten.threshold.default: threshold, aten.rrelu.default: rrelu,
+    aten.rrelu_with_noise_functional.default: lambda e, x, noise, *bounds: [rrelu(e, x, *bounds), None],
+    aten.hardshrink.default: hardshrink, aten.softshrink.default: softshrink,
     aten.softmax.int: softmax("Softmax"), aten.log_softmax.int: softmax("LogSoftmax"),
     aten._softmax.default: softmax("Softmax"), aten._log_softmax.default: softmax("LogSoftmax"),
     aten.prelu.default: prelu, aten._prelu_kernel.default: lambda e, x, slope: e.op("PRelu", x, slope),
-    aten.exp.default: unary("Exp"), aten.log.default: unary("Log"), aten.sqrt.default: unary("Sqrt"), aten.rsqrt.default: rsqrt,
+    aten.exp.default: unary("Exp"), aten.log.default: unary("Log"), aten.sqrt.default: unary("Sqrt"),
+    aten.rsqrt.default: rsqrt,
     aten.log2.default: then("Div", math.log(2), "Log"), aten.log10.default: then("Div", math.log(10), "Log"),
     aten.log1p.default: then("Add", 1.0, "Log", before=True), aten.expm1.default: then("Sub", 1.0, "Exp"),
     aten.exp2.default: then("Mul", math.log(2), "Exp", before=True),
     aten.abs.default: lambda e, x: e.op("Abs", x), aten.neg.default: lambda e, x: e.op("Neg", x),
-    aten.sign.default: lambda e, x: e.op("Sign", x), aten.erf.default: unary("Erf"), aten.reciprocal.default: unary("Reciprocal"),
+    aten.sign.default: lambda e, x: e.op("Sign", x), aten.erf.default: unary("Erf"), aten.erfc.default: erfc,
+    aten.reciprocal.default: unary("Reciprocal"),
     aten.square.default: lambda e, x: e.op("Mul", x, x),
-    aten.sin.default: unary("Sin"), aten.cos.default: unary("Cos"), aten.tan.default: unary("Tan"), aten.asin.default: unary("Asin"),
-    aten.acos.default: unary("Acos"), aten.atan.default: unary("Atan"), aten.sinh.default: unary("Sinh"), aten.cosh.default: unary("Cosh"),
+    aten.sin.default: unary("Sin"), aten.cos.default: unary("Cos"), aten.tan.default: unary("Tan"),
+    aten.asin.default: unary("Asin"),
+    aten.acos.default: unary("Acos"), aten.atan.default: unary("Atan"), aten.sinh.default: unary("Sinh"),
+    aten.cosh.default: unary("Cosh"),
     aten.asinh.default: unary("Asinh"), aten.acosh.default: unary("Acosh"), aten.atanh.default: unary("Atanh"),
     aten.floor.default: rounding("Floor"), aten.ceil.default: rounding("Ceil"), aten.round.default: rounding("Round"),
     aten.trunc.default: truncated, aten.logical_not.default: logical_not, aten.bitwise_not.default: bitwise_not,
@@ -202,6 +217,8 @@ RULES: dict[Operator, Rule] = {
     aten.isinf.default: predicate(lambda e, x: e.op("IsInf", x), integers=False),
     aten.isfinite.default: predicate(is_finite, integers=True),
     aten.dropout.default: keep, aten.feature_dropout.default: keep, aten.alpha_dropout.default: keep,
-    aten.feature_alpha_dropout.default: keep, aten.detach.default: keep, aten.detach_.default: keep, aten.clone.default: keep,
-    aten.contiguous.default: keep, aten.alias.default: keep, aten.lift_fresh_copy.default: keep, aten.positive.default: keep,
+    aten.feature_alpha_dropout.default: keep, aten.detach.default: keep, aten.detach_.default: keep,
+    aten.clone.default: keep,
+    aten.contiguous.default: keep, aten.alias.default: keep, aten.lift_fresh_copy.default: keep,
+    aten.positive.default: keep,
 }  # fmt: skip

@@ -15,7 +15,9 @@ aten = torch.ops.aten
 _END = sys.maxsize
 
 
-def slice_(e: Emitter, x: Value, dim: int = 0, start: Size | None = None, end: Size | None = None, step: int = 1) -> Value:
+def slice_(
+    e: Emitter, x: Value, dim: int = 0, start: Size | None = None, end: Size | None = None, step: int = 1
+) -> Value:
     start = 0 if start is None else start
     end = _END if end is None else end
     if start == 0 and isinstance(end, int) and end >= _END and step == 1:
@@ -147,25 +149,28 @@ def scatter(reduction: str | None = None) -> Rule:
     return rule
 
 
-def scatter_reduce(e: Emitter, x: Value, dim: int, places: Value, source: Value, reduce: str, include_self: bool = True) -> Value:
+def scatter_reduce(
+    e: Emitter, x: Value, dim: int, places: Value, source: Value, reduce: str, include_self: bool = True
+) -> Value:
     kind = {"sum": "add", "prod": "mul", "amax": "max", "amin": "min"}.get(reduce)
     if kind is None or not include_self:
         raise e.fail(f"scatter_reduce {reduce!r} with include_self={include_self}")
-    return scatter(kind)(e, x, dim, places, source)
+    result: Value = scatter(kind)(e, x, dim, places, source)
+    return result
 
 
 def slice_scatter(
     e: Emitter, x: Value, source: Value, dim: int = 0, start: Size | None = None, end: Size | None = None, step: int = 1
 ) -> Value:
-    size = e.fake(0).shape[dim]
-    if not isinstance(size, int) or not isinstance(start, int | None) or not isinstance(end, int | None):
-        raise e.fail("writing into a dynamic slice")
-    places = range(size)[slice(start, end, step)]
-    rank = e.fake(0).ndim
+    """``x`` with ``source`` written into a slice: joined from its parts, or scattered where these are not known."""
+    size, rank = e.fake(0).shape[dim], e.fake(0).ndim
     source = source if e.fake(1).dtype is e.result_dtype() else e.cast(source, e.result_dtype())
-    if step != 1:
-        column = e.constant(torch.tensor([*places]).reshape([-1, *[1] * (rank - 1 - dim % rank)]).tolist(), torch.int64)
-        return e.op("ScatterElements", x, e.op("Expand", column, e.op("Shape", source)), source, axis=dim)
+    if start in (None, 0) and step == 1 and (end is None or (isinstance(end, int) and end >= _END)):
+        return source
+    if not isinstance(size, int) or not isinstance(start, int | None) or not isinstance(end, int | None) or step != 1:
+        everything = e.op("Range", e.constant(0), e.size(_length(e, x, dim)), e.constant(1))
+        return _scattered(e, x, source, dim, slice_(e, everything, 0, start, end, step), rank)
+    places = range(size)[start:end]
     parts = [slice_(e, x, dim, 0, places.start)] if places.start else []
     parts.append(source)
     if places.stop < size:
@@ -173,12 +178,22 @@ def slice_scatter(
     return e.op("Concat", *parts, axis=dim) if len(parts) > 1 else source
 
 
-def select_scatter(e: Emitter, x: Value, source: Value, dim: int, place: Size) -> Value:
+def _length(e: Emitter, x: Value, dim: int) -> Size:
     size = e.fake(0).shape[dim]
-    if not isinstance(size, int) or not isinstance(place, int):
-        raise e.fail("writing at a dynamic position")
-    place %= size
-    return slice_scatter(e, x, e.op("Unsqueeze", source, e.constant([dim % e.fake(0).ndim])), dim, place, place + 1)
+    return size if isinstance(size, int) else e.op("Gather", e.op("Shape", x), e.constant(dim), axis=0)
+
+
+def _scattered(e: Emitter, x: Value, source: Value, dim: int, places: Value, rank: int) -> Value:
+    """``places``: the positions along ``dim`` that ``source``, of the same rank as ``x``, goes to."""
+    column = e.op("Reshape", places, e.constant([-1, *[1] * (rank - 1 - dim % rank)]))
+    return e.op("ScatterElements", x, e.op("Expand", column, e.op("Shape", source)), source, axis=dim)
+
+
+def select_scatter(e: Emitter, x: Value, source: Value, dim: int, place: Size) -> Value:
+    rank = e.fake(0).ndim
+    source = source if e.fake(1).dtype is e.result_dtype() else e.cast(source, e.result_dtype())
+    row = e.op("Unsqueeze", source, e.constant([dim % rank]))
+    return _scattered(e, x, row, dim, e.sizes([place]), rank)
 
 
 # ---------------------------------------------------------------------- order
@@ -190,9 +205,9 @@ def roll(e: Emitter, x: Value, shifts: Any, dims: Any = ()) -> Value:
         flat = roll(e, e.op("Reshape", x, e.constant([-1])), shift_list, [0])
         return e.op("Reshape", flat, e.op("Shape", x))
     for shift, dim in zip(shift_list, dim_list, strict=True):
-        tail = slice_(e, x, dim, -shift if shift else 0, None) if shift > 0 else slice_(e, x, dim, -shift, None)
-        head = slice_(e, x, dim, 0, -shift)
-        x = e.op("Concat", tail, head, axis=dim) if shift else x
+        length = e.op("Gather", e.op("Shape", x), e.constant(dim), axis=0)
+        places = e.op("Sub", e.op("Range", e.constant(0), length, e.constant(1)), e.constant(shift))
+        x = e.op("Gather", x, e.op("Mod", places, length), axis=dim)
     return x
 
 
@@ -213,7 +228,9 @@ def sort(e: Emitter, x: Value, dim: int = -1, descending: bool = False, stable: 
     return e.multi("TopK", 2, x, count, axis=dim, largest=int(descending), sorted=1)
 
 
-def stable_sort(e: Emitter, x: Value, *, stable: bool | None = None, dim: int = -1, descending: bool = False) -> Sequence[Value]:
+def stable_sort(
+    e: Emitter, x: Value, *, stable: bool | None = None, dim: int = -1, descending: bool = False
+) -> Sequence[Value]:
     return sort(e, x, dim, descending)
 
 
@@ -232,7 +249,8 @@ def median(e: Emitter, x: Value, dim: int = -1, keepdim: bool = False) -> list[V
 RULES: dict[Operator, Rule] = {
     aten.slice.Tensor: slice_, aten.narrow.default: narrow, aten.select.int: select,
     aten.index_select.default: index_select, aten.gather.default: gather, aten.index.Tensor: index,
-    aten.index_put.default: index_put, aten.nonzero.default: lambda e, x: e.op("Transpose", e.op("NonZero", x), perm=[1, 0]),
+    aten.index_put.default: index_put,
+    aten.nonzero.default: lambda e, x: e.op("Transpose", e.op("NonZero", x), perm=[1, 0]),
     aten.scatter.src: scatter(), aten.scatter.value: scatter(), aten.scatter_add.default: scatter("add"),
     aten.scatter.reduce: scatter(), aten.scatter_reduce.two: scatter_reduce,
     aten.slice_scatter.default: slice_scatter, aten.select_scatter.default: select_scatter,

@@ -18,8 +18,10 @@ aten = torch.ops.aten
 
 
 def linear(e: Emitter, x: Value, weight: Value, bias: Value | None = None) -> Value:
-    """Quantized: MatMul + Sum, which ONNX Runtime turns into MatMulIntegerToFloat. An Add there becomes a float
-    Gemm on a fixed batch (MatMulAddFusion), ten times slower. Float: one Gemm, or MatMul + Add above two dimensions.
+    """Float: one Gemm, or MatMul + Add above two dimensions. Quantized: MatMul + Sum.
+
+    ONNX Runtime turns the latter into MatMulIntegerToFloat. An Add there becomes a float Gemm on a fixed batch
+    (MatMulAddFusion), ten times slower.
     """
     source = e.node.args[1]
     if is_dequantize(source):
@@ -60,7 +62,10 @@ def attention(
     fake_q, fake_k = e.fake(0), e.fake(1)
     dtype, width = fake_q.dtype, int(fake_q.shape[-1])
     if enable_gqa:
-        k, v = (_repeat_heads(e, value, int(fake_q.shape[-3]) // int(fake_k.shape[-3]), index) for index, value in ((1, k), (2, v)))
+        k, v = (
+            _repeat_heads(e, value, int(fake_q.shape[-3]) // int(fake_k.shape[-3]), index)
+            for index, value in ((1, k), (2, v))
+        )
     factor = scale if scale is not None else 1 / math.sqrt(width)
     order = [*range(fake_k.ndim)]
     order[-1], order[-2] = order[-2], order[-1]
@@ -70,7 +75,11 @@ def attention(
         attn_mask = _causal_mask(e, q, k)
     boolean = attn_mask is not None and (is_causal or e.fake_argument("attn_mask", 3).dtype is torch.bool)
     if attn_mask is not None:
-        bias = e.op("Where", attn_mask, e.constant(0.0, dtype), e.constant(torch.finfo(dtype).min, dtype)) if boolean else attn_mask
+        bias = (
+            e.op("Where", attn_mask, e.constant(0.0, dtype), e.constant(torch.finfo(dtype).min, dtype))
+            if boolean
+            else attn_mask
+        )
         scores = e.op("Add", scores, bias)
     mixed = e.op("MatMul", e.op("Softmax", scores, axis=-1), v)
     if not boolean or is_causal or attn_mask is None:
@@ -115,7 +124,7 @@ def embedding(e: Emitter, weight: Value, indices: Value, *_: Any, **__: Any) -> 
 def distances(e: Emitter, a: Value, b: Value, p: float = 2.0, mode: int | None = None) -> Value:
     """[..., P, M] and [..., R, M] -> [..., P, R]."""
     difference = e.op("Sub", e.op("Unsqueeze", a, e.constant([-2])), e.op("Unsqueeze", b, e.constant([-3])))
-    kind = {1: "ReduceL1", 2: "ReduceL2"}.get(p)
+    kind = {1.0: "ReduceL1", 2.0: "ReduceL2"}.get(float(p))
     if kind is None:
         raise e.fail(f"distances of order {p}")
     return e.op(kind, difference, e.constant([-1]), keepdims=0)
@@ -166,7 +175,8 @@ def _ragged_sum(e: Emitter, rows: Value, indices: Value, offsets: Value) -> Valu
 RULES: dict[Operator, Rule] = {
     aten.linear.default: linear, aten.addmm.default: addmm, aten.matmul.default: matmul, aten.mm.default: matmul,
     aten.bmm.default: matmul, aten.mv.default: matmul, aten.dot.default: matmul, aten.vdot.default: matmul,
-    aten.baddbmm.default: baddbmm, aten.einsum.default: einsum, aten._cdist_forward.default: distances, aten.cdist.default: distances,
+    aten.baddbmm.default: baddbmm, aten.einsum.default: einsum, aten._cdist_forward.default: distances,
+    aten.cdist.default: distances,
     aten.scaled_dot_product_attention.default: attention, aten.embedding.default: embedding,
     aten.embedding_bag.padding_idx: embedding_bag, aten._embedding_bag.default: embedding_bag,
     aten._embedding_bag_forward_only.default: embedding_bag,

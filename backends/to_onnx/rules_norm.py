@@ -52,7 +52,13 @@ def layer_norm(
 
 
 def group_norm(
-    e: Emitter, x: Value, groups: int, weight: Value | None = None, bias: Value | None = None, eps: float = 1e-5, cudnn: bool = True
+    e: Emitter,
+    x: Value,
+    groups: int,
+    weight: Value | None = None,
+    bias: Value | None = None,
+    eps: float = 1e-5,
+    cudnn: bool = True,
 ) -> Value:
     """InstanceNormalization over [N, groups, rest], then scale and shift per channel."""
     fake, dtype = e.fake(0), e.fake(0).dtype
@@ -60,10 +66,7 @@ def group_norm(
     ones, zeros = e.constant([1.0] * groups, dtype), e.constant([0.0] * groups, dtype)
     normal = e.op("InstanceNormalization", grouped, ones, zeros, epsilon=float(eps))
     shape = [0, *(s if isinstance(s, int) else -1 for s in fake.shape[1:])]
-    if shape.count(-1) > 1:
-        y = e.op("Reshape", normal, e.op("Shape", x))
-    else:
-        y = e.op("Reshape", normal, e.constant(shape))
+    y = e.op("Reshape", normal, e.op("Shape", x) if shape.count(-1) > 1 else e.constant(shape))
     if weight is not None:
         y = e.op("Mul", y, e.channelwise(weight, fake.ndim - 2))
     return y if bias is None else e.op("Add", y, e.channelwise(bias, fake.ndim - 2))
@@ -79,7 +82,9 @@ def instance_norm(
     return e.op("InstanceNormalization", x, weight, bias, epsilon=float(eps))
 
 
-def rms_norm(e: Emitter, x: Value, shape: Sequence[int], weight: Value | None = None, eps: float | None = None) -> Value:
+def rms_norm(
+    e: Emitter, x: Value, shape: Sequence[int], weight: Value | None = None, eps: float | None = None
+) -> Value:
     dtype = e.fake(0).dtype
     axes = e.constant([*range(-len(shape), 0)])
     power = e.op("ReduceMean", e.op("Mul", x, x), axes, keepdims=1)
@@ -88,12 +93,22 @@ def rms_norm(e: Emitter, x: Value, shape: Sequence[int], weight: Value | None = 
     return normal if weight is None else e.op("Mul", normal, weight)
 
 
-def native_layer_norm(e: Emitter, x: Value, shape: Sequence[int], weight: Value | None, bias: Value | None, eps: float) -> list[Any]:
+def native_layer_norm(
+    e: Emitter, x: Value, shape: Sequence[int], weight: Value | None, bias: Value | None, eps: float
+) -> list[Any]:
     return [layer_norm(e, x, shape, weight, bias, eps), None, None]
 
 
 def native_group_norm(
-    e: Emitter, x: Value, weight: Value | None, bias: Value | None, batch: Any, channels: Any, size: Any, groups: int, eps: float
+    e: Emitter,
+    x: Value,
+    weight: Value | None,
+    bias: Value | None,
+    batch: Any,
+    channels: Any,
+    size: Any,
+    groups: int,
+    eps: float,
 ) -> list[Any]:
     return [group_norm(e, x, groups, weight, bias, eps), None, None]
 
@@ -110,10 +125,16 @@ def native_batch_statistics(
     return [_batch_statistics(e, x, weight, bias, eps), None, None]
 
 
+def weight_norm(e: Emitter, direction: Value, length: Value, dim: int = 0) -> Value:
+    axes = [axis for axis in range(e.fake(0).ndim) if axis != dim % e.fake(0).ndim]
+    norm = e.op("ReduceL2", direction, e.constant(axes), keepdims=1)
+    return e.op("Mul", direction, e.op("Div", length, norm))
+
+
 RULES: dict[Operator, Rule] = {
     aten.batch_norm.default: batch_norm, aten.layer_norm.default: layer_norm, aten.group_norm.default: group_norm,
     aten.instance_norm.default: instance_norm, aten.rms_norm.default: rms_norm,
     aten.native_layer_norm.default: native_layer_norm, aten.native_group_norm.default: native_group_norm,
     aten._native_batch_norm_legit_no_training.default: native_batch_norm,
-    aten._native_batch_norm_legit.no_stats: native_batch_statistics,
+    aten._native_batch_norm_legit.no_stats: native_batch_statistics, aten._weight_norm.default: weight_norm,
 }  # fmt: skip

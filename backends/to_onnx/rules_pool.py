@@ -36,7 +36,9 @@ def max_pool_with_indices(
     return [best, e.op("Mod", places, area)]
 
 
-def _max_pool(e: Emitter, x: Value, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil: bool, outputs: int) -> Sequence[Value]:
+def _max_pool(
+    e: Emitter, x: Value, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil: bool, outputs: int
+) -> Sequence[Value]:
     spatial = _spatial(e, kernel)
     kernel, padding, dilation = each(kernel, spatial), each(padding, spatial), each(dilation, spatial)
     stride = each(stride or kernel, spatial)
@@ -44,7 +46,8 @@ def _max_pool(e: Emitter, x: Value, kernel: Any, stride: Any, padding: Any, dila
     more = _ceil_padding(e, reach, stride, padding) if ceil else [0] * spatial
     attributes: dict[str, Any] = {
         "kernel_shape": kernel, "strides": stride, "dilations": dilation,
-        "pads": [*padding, *(a + b for a, b in zip(padding, more or [0] * spatial, strict=True))], "ceil_mode": int(more is None),
+        "pads": [*padding, *(a + b for a, b in zip(padding, more or [0] * spatial, strict=True))],
+        "ceil_mode": int(more is None),
     }  # fmt: skip
     if outputs == 2:
         return e.multi("MaxPool", 2, x, **attributes)
@@ -113,7 +116,9 @@ def adaptive_average(e: Emitter, x: Value, size: Sequence[int]) -> Value:
         order = [*range(rank)]
         order[dim], order[-1] = order[-1], order[dim]
         last = dim == rank - 1
-        mixed = e.op("MatMul", x if last else e.op("Transpose", x, perm=order), e.constant(matrix.tolist(), matrix.dtype))
+        mixed = e.op(
+            "MatMul", x if last else e.op("Transpose", x, perm=order), e.constant(matrix.tolist(), matrix.dtype)
+        )
         x = mixed if last else e.op("Transpose", mixed, perm=order)
     return x
 
@@ -189,18 +194,21 @@ _cubic = resize("cubic", cubic_coeff_a=-0.75)
 
 RULES: dict[Operator, Rule] = {
     aten.max_pool1d.default: max_pool, aten.max_pool2d.default: max_pool, aten.max_pool3d.default: max_pool,
-    aten.max_pool1d_with_indices.default: max_pool_with_indices, aten.max_pool2d_with_indices.default: max_pool_with_indices,
+    aten.max_pool1d_with_indices.default: max_pool_with_indices,
+    aten.max_pool2d_with_indices.default: max_pool_with_indices,
     aten.max_pool3d_with_indices.default: max_pool_with_indices,
     aten.avg_pool1d.default: avg_pool, aten.avg_pool2d.default: avg_pool, aten.avg_pool3d.default: avg_pool,
     aten.adaptive_avg_pool1d.default: adaptive_average, aten.adaptive_avg_pool2d.default: adaptive_average,
     aten.adaptive_avg_pool3d.default: adaptive_average, aten._adaptive_avg_pool2d.default: adaptive_average,
     aten._adaptive_avg_pool3d.default: adaptive_average, aten.adaptive_max_pool1d.default: adaptive_max,
     aten.adaptive_max_pool2d.default: adaptive_max, aten.adaptive_max_pool3d.default: adaptive_max,
-    aten.upsample_nearest1d.vec: _nearest, aten.upsample_nearest2d.vec: _nearest, aten.upsample_nearest3d.vec: _nearest,
-    aten._upsample_nearest_exact1d.vec: _exact, aten._upsample_nearest_exact2d.vec: _exact, aten._upsample_nearest_exact3d.vec: _exact,
+    aten.upsample_nearest1d.vec: _nearest, aten.upsample_nearest2d.vec: _nearest,
+    aten.upsample_nearest3d.vec: _nearest,
+    aten._upsample_nearest_exact1d.vec: _exact, aten._upsample_nearest_exact2d.vec: _exact,
+    aten._upsample_nearest_exact3d.vec: _exact,
     aten.upsample_linear1d.vec: resize("linear"), aten.upsample_bilinear2d.vec: resize("linear"),
     aten.upsample_trilinear3d.vec: resize("linear"), aten.upsample_bicubic2d.vec: _cubic,
     aten._upsample_bilinear2d_aa.vec: resize("linear", antialias=1),
-    aten._upsample_bicubic2d_aa.vec: resize("cubic", cubic_coeff_a=-0.5, antialias=1),
+    aten._upsample_bicubic2d_aa.vec: resize("cubic", cubic_coeff_a=-0.5, antialias=1, exclude_outside=1),
     aten.grid_sampler.default: grid_sample, aten.grid_sampler_2d.default: grid_sample,
 }  # fmt: skip

@@ -22,13 +22,23 @@ def is_dequantize(node: Any) -> TypeGuard[fx.Node]:
     return isinstance(node, fx.Node) and node.target in DEQUANTIZE
 
 
-def per_tensor(kind: str) -> Rule:
-    def rule(e: Emitter, x: Value, scale: float, zero: int, low: int, high: int, dtype: torch.dtype, **_: Any) -> Value:
-        if kind == "QuantizeLinear":
-            _whole_range(e, low, high, dtype)
-        return e.op(kind, x, e.constant(scale, torch.float32), e.constant(zero, dtype))
+def quantize_per_tensor(
+    e: Emitter, x: Value, scale: float, zero: int, low: int, high: int, dtype: torch.dtype, **_: Any
+) -> Value:
+    _whole_range(e, low, high, dtype)
+    parameters = e.constant(scale, torch.float32), e.constant(zero, dtype)
+    flatten = x.producer()
+    pool = flatten.inputs[0].producer() if flatten is not None and flatten.op_type == "Flatten" else None  # type: ignore[union-attr]
+    if pool is not None and pool.op_type == "GlobalAveragePool":
+        # ONNX Runtime pools integers only where the quantization follows the pool at once
+        return e.op("Flatten", e.op("QuantizeLinear", pool.outputs[0], *parameters), axis=1)
+    return e.op("QuantizeLinear", x, *parameters)
 
-    return rule
+
+def dequantize_per_tensor(
+    e: Emitter, x: Value, scale: float, zero: int, low: int, high: int, dtype: torch.dtype, **_: Any
+) -> Value:
+    return e.op("DequantizeLinear", x, e.constant(scale, torch.float32), e.constant(zero, dtype))
 
 
 def per_channel(kind: str) -> Rule:
@@ -67,13 +77,13 @@ def dequantized(e: Emitter, node: fx.Node, transposed: bool) -> Value:
     if node.target is DEQUANTIZE[0]:
         _, scale, zero, _, _, dtype = node.args[:6]
         return e.op("DequantizeLinear", stored, e.constant(scale, torch.float32), e.constant(zero, dtype))  # type: ignore[arg-type]
-    scale, zero = _scales_and_zeros(e, node, node.args[6])  # type: ignore[arg-type]
-    return e.op("DequantizeLinear", stored, scale, zero, axis=1 - int(node.args[3]))  # type: ignore[arg-type]
+    scales, zeros = _scales_and_zeros(e, node, node.args[6])  # type: ignore[arg-type]
+    return e.op("DequantizeLinear", stored, scales, zeros, axis=1 - int(node.args[3]))  # type: ignore[arg-type]
 
 
 RULES: dict[Operator, Rule] = {
-    decomposed.quantize_per_tensor.default: per_tensor("QuantizeLinear"),
-    decomposed.dequantize_per_tensor.default: per_tensor("DequantizeLinear"),
+    decomposed.quantize_per_tensor.default: quantize_per_tensor,
+    decomposed.dequantize_per_tensor.default: dequantize_per_tensor,
     decomposed.quantize_per_channel.default: per_channel("QuantizeLinear"),
     decomposed.dequantize_per_channel.default: per_channel("DequantizeLinear"),
 }

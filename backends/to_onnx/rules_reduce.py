@@ -32,7 +32,7 @@ def _axes(e: Emitter, dims: Dims) -> Value | None:
 
 
 def truth(kind: str) -> Rule:
-    """any and all: the largest or smallest of 0 and 1."""
+    """Any and all: the largest or smallest of 0 and 1."""
 
     def rule(e: Emitter, x: Value, dims: Dims = None, keepdim: bool = False) -> Value:
         bits = e.cast(e.cast(x, torch.bool), torch.int32)
@@ -70,14 +70,18 @@ def extreme_with_index(values: str, indices: str) -> Rule:
 
 
 def variance(root: bool) -> Rule:
-    def rule(e: Emitter, x: Value, dims: Any = None, unbiased: bool = True, keepdim: bool = False, correction: Any = None) -> Value:
+    def rule(
+        e: Emitter, x: Value, dims: Any = None, unbiased: bool = True, keepdim: bool = False, correction: Any = None
+    ) -> Value:
         divisor = correction if correction is not None else int(unbiased)
         return _variance(e, x, dims, divisor, keepdim, root)[0]
 
     return rule
 
 
-def variance_and_mean(e: Emitter, x: Value, dims: Dims = None, *, correction: Any = None, keepdim: bool = False) -> tuple[Value, Value]:
+def variance_and_mean(
+    e: Emitter, x: Value, dims: Dims = None, *, correction: Any = None, keepdim: bool = False
+) -> tuple[Value, Value]:
     return _variance(e, x, dims, 1 if correction is None else correction, keepdim, root=False)
 
 
@@ -109,7 +113,7 @@ def cumsum(e: Emitter, x: Value, dim: int, dtype: Any = None) -> Value:
 
 def vector_norm(e: Emitter, x: Value, order: float = 2, dims: Any = None, keepdim: bool = False, **_: Any) -> Value:
     axes, kept = _axes(e, dims), int(keepdim)
-    named = {1: "ReduceL1", 2: "ReduceL2"}.get(order)
+    named = {1.0: "ReduceL1", 2.0: "ReduceL2"}.get(float(order))
     if named is not None:
         return e.op(named, x, axes, keepdims=kept)
     size = e.op("Abs", x)
@@ -138,7 +142,8 @@ RULES: dict[Operator, Rule] = {
     aten.all.default: truth("ReduceMin"), aten.all.dim: truth("ReduceMin"), aten.all.dims: truth("ReduceMin"),
     aten.argmax.default: arg_reduction("ArgMax"), aten.argmin.default: arg_reduction("ArgMin"),
     aten.var.correction: variance(root=False), aten.std.correction: variance(root=True),
-    aten.var.dim: variance(root=False), aten.std.dim: variance(root=True), aten.var_mean.correction: variance_and_mean,
+    aten.var.dim: variance(root=False), aten.std.dim: variance(root=True),
+    aten.var_mean.correction: variance_and_mean,
     aten.cumsum.default: cumsum, aten.linalg_vector_norm.default: vector_norm,
     aten.norm.ScalarOpt_dim: norm, aten.norm.Scalar: norm,
 }  # fmt: skip

@@ -32,7 +32,10 @@ def recurrent(kind: str, activation: str = "") -> Rule:
         for layer in range(layers):
             first = layer * directions
             chosen = sets[first : first + directions]
-            begin = [e.op("Slice", s, e.constant([first]), e.constant([first + directions]), e.constant([0])) for s in initial]
+            begin = [
+                e.op("Slice", s, e.constant([first]), e.constant([first + directions]), e.constant([0]))
+                for s in initial
+            ]
             y, last = _layer(e, kind, activation, y, chosen, begin)
             lasts.append(last)
         final = [state[0] if layers == 1 else e.op("Concat", *state, axis=0) for state in zip(*lasts, strict=True)]
@@ -67,7 +70,15 @@ def _layer(
         attributes["activations"] = [activation] * len(sets)
     outputs = 3 if kind == "LSTM" else 2
     y, *last = e.multi(
-        kind, outputs, x, e.tensor(w, f"{e.node.name}.weight"), e.tensor(r, f"{e.node.name}.recurrence"), bias, None, *begin, **attributes
+        kind,
+        outputs,
+        x,
+        e.tensor(w, f"{e.node.name}.weight"),
+        e.tensor(r, f"{e.node.name}.recurrence"),
+        bias,
+        None,
+        *begin,
+        **attributes,
     )
     # [time, direction, batch, hidden] -> [time, batch, direction * hidden]
     if len(sets) == 1:

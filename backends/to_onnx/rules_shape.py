@@ -120,6 +120,47 @@ def repeat(e: Emitter, x: Value, repeats: Sequence[Size]) -> Value:
     return e.op("Tile", x, e.sizes(repeats))
 
 
+def repeat_interleave(e: Emitter, x: Value, times: int, dim: int | None = None, *, output_size: Any = None) -> Value:
+    """Every slice along ``dim`` ``times`` times in a row."""
+    rank = e.fake(0).ndim
+    if dim is None:
+        return e.op(
+            "Reshape", e.op("Tile", e.op("Reshape", x, e.constant([-1, 1])), e.constant([1, times])), e.constant([-1])
+        )
+    dim %= rank
+    tiled = e.op(
+        "Tile",
+        e.op("Unsqueeze", x, e.constant([dim + 1])),
+        e.constant([*[1] * (dim + 1), times, *[1] * (rank - dim - 1)]),
+    )
+    sizes = [size if isinstance(size, int) else 0 for size in e.fake_result().shape]
+    if 0 not in sizes[dim:]:  # a 0 copies the size of the tiled tensor, which still is that of x ahead of dim
+        return e.op("Reshape", tiled, e.constant(sizes))
+    ahead, behind = e.op("Shape", x, start=0, end=dim), e.op("Shape", x, start=dim + 1)
+    return e.op("Reshape", tiled, e.op("Concat", ahead, e.constant([-1]), behind, axis=0))
+
+
+def channel_shuffle(e: Emitter, x: Value, groups: int) -> Value:
+    channels = int(e.fake(0).shape[1])
+    order = torch.arange(channels).reshape(groups, -1).t().flatten()
+    return e.op("Gather", x, e.constant(order.tolist()), axis=1)
+
+
+def meshgrid(e: Emitter, vectors: Sequence[Value], indexing: str = "ij") -> list[Value]:
+    if indexing != "ij":
+        raise e.fail("meshgrid in 'xy' order")
+    count = len(vectors)
+    columns = [
+        e.op("Reshape", v, e.constant([-1 if axis == own else 1 for axis in range(count)]))
+        for own, v in enumerate(vectors)
+    ]
+    fakes: Any = e.node.args[0]
+    ranks = [fake.meta["val"].ndim for fake in fakes]
+    sizes = [e.op("Shape", v) if rank else e.constant([1]) for v, rank in zip(vectors, ranks, strict=True)]
+    shape = e.op("Concat", *sizes, axis=0)
+    return [e.op("Expand", column, shape) for column in columns]
+
+
 def cat(e: Emitter, tensors: Sequence[Value], dim: int = 0) -> Value:
     dtype = e.result_dtype()
     fakes = [arg.meta["val"] for arg in e.node.args[0]]  # type: ignore[union-attr]
@@ -155,7 +196,9 @@ def pad(e: Emitter, x: Value, pads: Sequence[Size], mode: str = "constant", valu
     if not all(isinstance(p, int) for p in pads):
         raise e.fail("padding by a dynamic amount")
     kind = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}[mode]
-    return e.op("Pad", x, e.constant(onnx_pads(pads, e.fake(0).ndim)), e.constant(value or 0, e.result_dtype()), mode=kind)
+    return e.op(
+        "Pad", x, e.constant(onnx_pads(pads, e.fake(0).ndim)), e.constant(value or 0, e.result_dtype()), mode=kind
+    )
 
 
 def onnx_pads(pads: Sequence[Any], rank: int) -> list[int]:
@@ -180,11 +223,16 @@ def pixel_unshuffle(e: Emitter, x: Value, factor: int) -> Value:
     if not all(isinstance(s, int) for s in (channels, height, width)) or e.fake(0).ndim != 4:
         raise e.fail("pixel_unshuffle of a dynamic image")
     cut = e.op("Reshape", x, e.constant([0, -1, height, factor, width, factor], torch.int64))
-    return e.op("Reshape", e.op("Transpose", cut, perm=[0, 1, 3, 5, 2, 4]), e.constant([0, channels, height, width], torch.int64))
+    return e.op(
+        "Reshape",
+        e.op("Transpose", cut, perm=[0, 1, 3, 5, 2, 4]),
+        e.constant([0, channels, height, width], torch.int64),
+    )
 
 
 def pixel_shuffle(e: Emitter, x: Value, factor: int) -> Value:
     return e.op("DepthToSpace", x, blocksize=factor, mode="CRD")
+
 
 def unfold(e: Emitter, x: Value, dim: int, length: int, step: int) -> Value:
     """Windows along ``dim``; the place inside the window becomes the last dimension."""
@@ -205,10 +253,14 @@ def diagonal(e: Emitter, x: Value, offset: int = 0, a: int = 0, b: int = 1) -> V
     moved = e.op("Transpose", x, perm=[*(dim for dim in range(rank) if dim not in (a, b)), a, b])
     flat = e.op("Reshape", moved, e.constant([*[0] * (rank - 2), -1], torch.int64))
     first = offset if offset >= 0 else -offset * shape[b]
-    return e.op("Gather", flat, e.constant([first + place * (shape[b] + 1) for place in range(count)], torch.int64), axis=-1)
+    return e.op(
+        "Gather", flat, e.constant([first + place * (shape[b] + 1) for place in range(count)], torch.int64), axis=-1
+    )
 
 
-def column_image(e: Emitter, x: Value, size: Sequence[int], kernel: Any, dilation: Any, padding: Any, stride: Any) -> Value:
+def column_image(
+    e: Emitter, x: Value, size: Sequence[int], kernel: Any, dilation: Any, padding: Any, stride: Any
+) -> Value:
     image, block = e.constant([*size]), e.constant([*kernel])
     return e.op("Col2Im", x, image, block, dilations=[*dilation], pads=[*padding] * 2, strides=[*stride])
 
@@ -227,18 +279,24 @@ def sum_of_sizes(e: Emitter, sizes: Sequence[Size]) -> Value:
 
 RULES: dict[Operator, Rule] = {
     aten.sym_size.int: size, aten.sym_numel.default: number_of_elements, torch.sym_sum: sum_of_sizes,
-    aten.reshape.default: reshape, aten.view.default: reshape, aten._unsafe_view.default: reshape, aten.flatten.using_ints: flatten,
+    aten.reshape.default: reshape, aten.view.default: reshape, aten._unsafe_view.default: reshape,
+    aten.flatten.using_ints: flatten,
     aten.unflatten.int: unflatten, aten.permute.default: permute, aten.transpose.int: transpose,
     aten.swapaxes.default: transpose, aten.t.default: matrix_transpose, aten.mT.default: matrix_transpose,
     aten.numpy_T.default: reverse_dims, aten.adjoint.default: matrix_transpose,
     aten.movedim.int: movedim, aten.movedim.intlist: movedim,
-    aten.squeeze.default: squeeze, aten.squeeze.dim: squeeze, aten.squeeze.dims: squeeze, aten.unsqueeze.default: unsqueeze,
+    aten.squeeze.default: squeeze, aten.squeeze.dim: squeeze, aten.squeeze.dims: squeeze,
+    aten.unsqueeze.default: unsqueeze,
     aten.expand.default: expand, aten.expand_as.default: expand_as, aten.repeat.default: repeat,
     aten.cat.default: cat, aten.concat.default: cat, aten.stack.default: stack,
-    aten.split.Tensor: split, aten.split.sizes: split, aten.split_with_sizes.default: split, aten.chunk.default: split,
-    aten.unbind.int: unbind, aten.unfold.default: unfold, aten.diagonal.default: diagonal, aten.col2im.default: column_image,
+    aten.split.Tensor: split, aten.split.sizes: split, aten.split_with_sizes.default: split,
+    aten.chunk.default: split,
+    aten.unbind.int: unbind, aten.repeat_interleave.self_int: repeat_interleave,
+    aten.channel_shuffle.default: channel_shuffle, aten.meshgrid.default: meshgrid, aten.meshgrid.indexing: meshgrid,
+    aten.unfold.default: unfold, aten.diagonal.default: diagonal, aten.col2im.default: column_image,
     aten.pad.default: pad, aten.constant_pad_nd.default: constant_pad,
-    **dict.fromkeys((aten.reflection_pad1d.default, aten.reflection_pad2d.default, aten.reflection_pad3d.default), border("reflect")),
-    **dict.fromkeys((aten.replication_pad1d.default, aten.replication_pad2d.default, aten.replication_pad3d.default), border("replicate")),
+    aten.reflection_pad1d.default: border("reflect"), aten.replication_pad1d.default: border("replicate"),
+    aten.reflection_pad2d.default: border("reflect"), aten.replication_pad2d.default: border("replicate"),
+    aten.reflection_pad3d.default: border("reflect"), aten.replication_pad3d.default: border("replicate"),
     aten.pixel_shuffle.default: pixel_shuffle, aten.pixel_unshuffle.default: pixel_unshuffle,
 }  # fmt: skip
