@@ -107,7 +107,7 @@ def _decode(data: Any) -> Any:
     # A class (of transformers, say) comes back where its module is loaded already. Nothing is imported on behalf of
     # a file: elsewhere the same fields come as a dict.
     module, _, name = data["type"].rpartition(".")
-    kind = getattr(sys.modules.get(module), name, None)
+    kind: Any = getattr(sys.modules.get(module), name, None)
     known = kind in pytree.SUPPORTED_NODES or (isinstance(kind, type) and pytree.is_namedtuple_class(kind))
     return kind(**fields) if known else fields
 

@@ -89,7 +89,9 @@ def _same(node: fx.Node, feature: Callable[[Tensor], object]) -> bool:
     source = node.args[0]
     before = source.meta.get("val") if isinstance(source, fx.Node) else None
     after = node.meta.get("val")
-    return isinstance(before, Tensor) and isinstance(after, Tensor) and bool(feature(before) == feature(after))
+    if not isinstance(before, Tensor) or not isinstance(after, Tensor):
+        return False
+    return bool(feature(before) == feature(after))
 
 
 _RULES = (_is_identity, _is_needless_copy, _is_needless_cast, _is_needless_shape, _is_whole_slice)

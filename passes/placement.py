@@ -115,7 +115,7 @@ def _shape_obstacle(node: fx.Node, operands: Sequence[fx.Node]) -> str:
         rank = operands[0].meta["val"].ndim
         asked = node.args[1] if len(node.args) > 1 else None
         dims = asked if isinstance(asked, (list, tuple)) else [*range(rank)] if asked is None else [asked]
-        if rank < 3 or sorted(dim % rank for dim in dims) != [*range(2, rank)]:  # type: ignore[operator]
+        if rank < 3 or sorted(dim % rank for dim in dims) != [*range(2, rank)]:
             return "a mean over other than all spatial dimensions"
     if node.target is aten.adaptive_avg_pool2d.default and any(size != 1 for size in node.args[1]):  # type: ignore[union-attr]
         return "adaptive pooling to more than one pixel"

@@ -6,7 +6,6 @@ from collections.abc import Collection
 
 import torch
 from torch import Tensor, fx
-from torch._decomp import decomposition_table
 from torch.export import Dim, ExportedProgram, ShapesCollection
 
 from planish.compiler.program import Program
@@ -25,9 +24,6 @@ def decomposed(program: Program, keep: Collection[Operator]) -> Program:
     for operator in [*table]:
         if operator in keep:
             del table[operator]
-    for node in program.calls():  # PyTorch knows more decompositions than those down to its core operators
-        if node.target not in keep and node.target in decomposition_table:
-            table[node.target] = decomposition_table[node.target]
     return without_state(trace(exported(program).run_decompositions(table)))
 
 

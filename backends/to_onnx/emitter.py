@@ -179,7 +179,7 @@ class Emitter:
         They are the arguments of the node from position ``first`` on.
         """
         arguments = self.node.args[first : first + len(operands)]
-        fakes: list[Any] = [argument.meta["val"] if isinstance(argument, fx.Node) else argument for argument in arguments]
+        fakes: list[Any] = [arg.meta["val"] if isinstance(arg, fx.Node) else arg for arg in arguments]
         dtype = self.result_dtype()
         if dtype is torch.bool:  # a comparison
             dtype = torch.result_type(fakes[0], fakes[1])

@@ -131,6 +131,14 @@ def hypot(e: Emitter, a: Value, b: Value) -> Value:
     return e.op("Sqrt", e.op("Add", e.op("Mul", a, a), e.op("Mul", b, b)))
 
 
+def copysign(e: Emitter, a: Any, b: Any) -> Value:
+    """The sign of zero counts: it is that of the reciprocal."""
+    a, b = e.promoted(a, b)
+    zero, size = e.constant(0.0, e.result_dtype()), e.op("Abs", a)
+    negative = e.op("Or", e.op("Less", b, zero), e.op("Less", e.op("Reciprocal", b), zero))
+    return e.op("Where", negative, e.op("Neg", size), size)
+
+
 def shift(left: bool) -> Rule:
     """X << n is x * 2^n, x >> n is x // 2^n: ONNX shifts unsigned integers only."""
 
@@ -195,7 +203,7 @@ RULES: dict[Operator, Rule] = {
     aten.pow.Tensor_Scalar: power, aten.pow.Tensor_Tensor: power, aten.pow.Scalar: power,
     aten.maximum.default: binary("Max"), aten.minimum.default: binary("Min"),
     aten.max.other: binary("Max"), aten.min.other: binary("Min"), aten.atan2.default: atan2,
-    aten.hypot.default: hypot,
+    aten.hypot.default: hypot, aten.copysign.Tensor: copysign,
     aten.frac.default: lambda e, x: e.op("Sub", x, truncated(e, x)),
     aten.addcmul.default: fused_product("Mul"), aten.addcdiv.default: fused_product("Div"),
     aten.lerp.Scalar: lerp, aten.lerp.Tensor: lerp,

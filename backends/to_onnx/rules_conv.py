@@ -58,7 +58,8 @@ def _absorb_padding(e: Emitter, x: Value) -> tuple[Value, list[int]]:
 
 def conv_transpose(
     e: Emitter, x: Value, weight: Value, bias: Value | None = None, stride: Sequence[int] = (1,),
-    padding: Sequence[int] = (0,), output_padding: Sequence[int] = (0,), groups: int = 1, dilation: Sequence[int] = (1,),
+    padding: Sequence[int] = (0,), output_padding: Sequence[int] = (0,), groups: int = 1,
+    dilation: Sequence[int] = (1,),
 ) -> Value:  # fmt: skip
     spatial = e.fake(1).ndim - 2
     return batched(e, x, spatial, lambda value: e.op(

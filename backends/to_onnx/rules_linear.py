@@ -134,8 +134,9 @@ def distances(e: Emitter, a: Value, b: Value, p: float = 2.0, mode: int | None =
 
 
 def embedding_bag(
-    e: Emitter, weight: Value, indices: Value, offsets: Value, scale_by_freq: bool = False, mode: int = 0, sparse: bool = False,
-    per_sample_weights: Value | None = None, include_last_offset: bool = False, padding_idx: int | None = None,
+    e: Emitter, weight: Value, indices: Value, offsets: Value, scale_by_freq: bool = False, mode: int = 0,
+    sparse: bool = False, per_sample_weights: Value | None = None, include_last_offset: bool = False,
+    padding_idx: int | None = None,
 ) -> list[Any]:  # fmt: skip
     """Bags of one size are a reshape; others are summed into their rows by ScatterND, without a loop."""
     if padding_idx is not None and padding_idx >= 0:

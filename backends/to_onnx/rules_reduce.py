@@ -130,6 +130,10 @@ def norm(e: Emitter, x: Value, order: Any = 2, dims: Any = None, keepdim: bool =
     return vector_norm(e, x, 2 if order is None else order, dims, keepdim)
 
 
+def distance(e: Emitter, a: Value, b: Value, order: float = 2) -> Value:
+    return vector_norm(e, e.op("Sub", *e.promoted(a, b)), order)
+
+
 RULES: dict[Operator, Rule] = {
     aten.mean.dim: mean, aten.mean.default: lambda e, x, **_: mean(e, x),
     aten.sum.dim_IntList: reduction("ReduceSum"), aten.sum.default: reduction("ReduceSum"),
@@ -145,5 +149,5 @@ RULES: dict[Operator, Rule] = {
     aten.var.dim: variance(root=False), aten.std.dim: variance(root=True),
     aten.var_mean.correction: variance_and_mean,
     aten.cumsum.default: cumsum, aten.linalg_vector_norm.default: vector_norm,
-    aten.norm.ScalarOpt_dim: norm, aten.norm.Scalar: norm,
+    aten.norm.ScalarOpt_dim: norm, aten.norm.Scalar: norm, aten.dist.default: distance,
 }  # fmt: skip

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from planish.compiler.cli import app
 
-TARGET = "raspberry-pi-5"  # not timed on any machine of CI, so that a test takes no time for timing
+TARGET = "t4"  # timed on no machine of CI, so that a test takes no time for timing
 
 USER_CODE = """
 import torch

@@ -67,7 +67,8 @@ def reports_from(source: str) -> st.SearchStrategy[Report]:
         not_planned=st.dictionaries(words, sentences, max_size=3),
         runtime_decisions=st.lists(decisions, max_size=20),
         errors=st.lists(
-            st.builds(Error, output=counts, max_abs=times, max_relative=times, snr_db=st.none() | times), max_size=2
+            st.builds(Error, output=counts, dtype=words, max_abs=times, max_relative=times, snr_db=st.none() | times),
+            max_size=2,
         ),
         seconds=st.dictionaries(words, times, max_size=5),
         peak_memory_mb=times,
@@ -128,7 +129,9 @@ def whole_report() -> Report:
         ],
         not_planned={"two-four": "The device has no such units."},
         runtime_decisions=[decision("layers.0", "runs as Conv on dequantized values")],
-        errors=[Error(output=0, max_abs=0.25, max_relative=0.002, snr_db=52.3, within_a_quantum=0.998)],
+        errors=[
+            Error(output=0, dtype="float32", max_abs=0.25, max_relative=0.002, snr_db=52.3, within_a_quantum=0.998)
+        ],
         seconds={"trace": 1.25, "passes": 20.0},
         peak_memory_mb=1613.0,
     )

@@ -80,7 +80,7 @@ def test_a_plan_is_printed_saved_and_replayed(user_folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("user.py:net", "-t", "raspberry-pi-55"), "did you mean 'raspberry-pi-5'"),
+        (("user.py:net", "-t", "t44"), "did you mean 't4'"),
         (("user.py:nett", "-t", TARGET), "has no 'nett'; did you mean 'net'"),
         (("user.py", "-t", TARGET), "FILE.py:NAME or MODULE:NAME, not 'user.py'"),
         (("missing.py:net", "-t", TARGET), "there is no missing.py"),

@@ -43,7 +43,7 @@ def assert_consistent(program: Program, placement: Placement) -> None:
     assert {producer for producer, _ in placement.edges} <= placement.observed() | {*placement.shared}
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(choices=st.lists(st.integers(0, 6), min_size=1, max_size=6), fold=st.booleans())
 def test_no_integer_operator_reads_a_float_in_a_random_network(choices: list[int], fold: bool) -> None:
     program = traced(warm(RandomCnn(choices)), torch.randn(2, 3, 6, 6))
@@ -91,7 +91,7 @@ def test_an_add_of_a_float_stays_float() -> None:
     assert not [reader for _, reader in placement.edges if reader is add]
 
 
-@pytest.mark.parametrize("function", [lambda y: y + 2, lambda y: torch.add(y, y.relu(), alpha=2)])
+@pytest.mark.parametrize("function", [lambda y: y + 2, lambda y: torch.add(y, y, alpha=2)])
 def test_an_add_that_is_no_sum_of_two_tensors_stays_float(function: object) -> None:
     class Adds(Residual):
         def forward(self, x: Tensor) -> Tensor:

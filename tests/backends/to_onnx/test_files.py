@@ -25,11 +25,11 @@ class Net(nn.Module):
         torch.manual_seed(0)
         self.conv, self.norm, self.linear = nn.Conv2d(3, 40, 3), nn.BatchNorm2d(40), nn.Linear(14, 30)
         self.register_buffer("places", torch.arange(300) % 14)
-        self.half = nn.Parameter(torch.randn(14, 700).half())
+        self.coarse = nn.Parameter(torch.randn(14, 700).half())
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(self.conv(x))
-        return self.linear(x).sum() + x[..., self.places].mean((1, 2)) + (x @ self.half.float()).mean()
+        return self.linear(x).sum() + x[..., self.places].mean((1, 2)) + (x @ self.coarse.float()).mean()
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""An OpenVINO backend for planish."""
