@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pydantic
 import torch
 from pydantic import BaseModel, ConfigDict
-from torch import fx
+from torch import Tensor, fx
 
 from planish.compiler.contracts import Backend, Lowered, Runner
 from planish.compiler.errors import UserError
@@ -32,15 +32,26 @@ class File(BaseModel):
     size_bytes: int
 
 
+class Input(BaseModel):
+    """One tensor that the artifact takes, in the order of the leaves."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: str
+    dtype: str
+    shape: list[int | str]
+    """Sizes; a dynamic one by its name."""
+
+
 class Manifest(BaseModel):
     """``manifest.json`` of an artifact."""
 
     model_config = ConfigDict(extra="forbid")
-    format: int = 1
+    format: Literal[1] = 1
     model: str
     backend: str
     profile: HardwareProfile
     signature: dict[str, Any]
+    inputs: list[Input]
     constants: dict[str, Any] = {}
     """Outputs that are no tensors, by position: numbers, strings, None."""
     runtime: dict[str, Any] = {}
@@ -94,6 +105,27 @@ def calling(runner: Runner, signature: Signature, constants: Mapping[str, Any]) 
     return run
 
 
+def inputs_of(program: Program) -> list[Input]:
+    """What each placeholder takes that is a tensor."""
+    found = []
+    for node, leaf in zip(program.placeholders, program.example_inputs.leaves(), strict=True):
+        if isinstance(leaf, Tensor):
+            axes = program.dynamic_axes.get(node.name, {})
+            shape = [axes.get(axis, size) for axis, size in enumerate(leaf.shape)]
+            found.append(Input(name=node.name, dtype=str(leaf.dtype).removeprefix("torch."), shape=shape))
+    return found
+
+
+def drawn_inputs(manifest: Manifest, batch: int = 1) -> list[Tensor]:
+    """Random inputs of the right shapes (dynamic sizes: ``batch``); zeros where they are whole numbers."""
+    drawn = []
+    for each in manifest.inputs:
+        sizes = [size if isinstance(size, int) else batch for size in each.shape]
+        dtype = getattr(torch, each.dtype)
+        drawn.append(torch.randn(sizes, dtype=dtype) if dtype.is_floating_point else torch.zeros(sizes, dtype=dtype))
+    return drawn
+
+
 def constant_outputs(program: Program) -> dict[str, Any]:
     """Outputs that do not depend on the inputs and are no tensors (None, numbers), by position."""
     (leaves,) = program.output.args
@@ -118,10 +150,11 @@ def read_artifact(folder: Path, find_backend: Any) -> Artifact:
     path = folder / MANIFEST
     try:
         manifest = Manifest.model_validate_json(path.read_text())
-    except FileNotFoundError:
+        Signature.from_json(manifest.signature)
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"Name the folder of an artifact: {folder} holds no {MANIFEST}.") from None
-    except (pydantic.ValidationError, UnicodeDecodeError) as failure:
-        raise UserError(f"Compile again: {path} is damaged ({str(failure).splitlines()[0]}).") from failure
+    except (pydantic.ValidationError, UnicodeDecodeError, KeyError, TypeError) as failure:
+        raise UserError(f"Compile again: {path} is damaged, or of another version ({str(failure).splitlines()[0]}).") from failure
     for name, file in manifest.files.items():
         _check(folder, name, file)
     return Artifact(folder, manifest, find_backend(manifest.backend))
@@ -151,6 +184,7 @@ def new_folder(output: Path | None) -> Iterator[Path]:
     if output is None:
         yield Path(tempfile.mkdtemp(prefix="planish-"))
         return
+    output = output.resolve()  # a link to an artifact stays a link
     if output.exists() and not (output.is_dir() and ((output / MANIFEST).exists() or not any(output.iterdir()))):
         raise UserError(f"Choose another output: {output} exists and is no artifact of planish.")
     with writing(output):

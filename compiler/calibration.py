@@ -87,12 +87,12 @@ class InputForm:
 class _Converted:
     """Reads ``source`` anew each time, one batch after the other."""
 
-    def __init__(self, source: Iterable[Any], convert: Callable[[int, Any], Inputs]) -> None:
+    def __init__(self, source: Iterable[Any], convert: Callable[[int, Any], Iterator[Inputs]]) -> None:
         self._source, self._convert = source, convert
 
     def __iter__(self) -> Iterator[Inputs]:
         for index, batch in enumerate(_read(self._source)):
-            yield self._convert(index, batch)
+            yield from self._convert(index, batch)
 
 
 def _read(source: Iterable[Any]) -> Iterator[Any]:
@@ -123,9 +123,14 @@ def from_data(data: Iterable[Any], form: InputForm, program: Program | None = No
     if first is None:
         raise UserError("Pass calibration data with at least one batch; the iterable is empty.")
 
-    def convert(index: int, batch: Any) -> Inputs:
+    fixed = program.example_inputs.batch_size if program is not None and not program.dynamic_axes else None
+
+    def convert(index: int, batch: Any) -> Iterator[Inputs]:
         where = f"calibration batch {index}"
-        return _fitting(check_tensors(form.inputs_of(batch), where), program, where)
+        inputs = check_tensors(form.inputs_of(batch), where)
+        whole = fixed is None or inputs.batch_size % fixed
+        for piece in [inputs] if whole else inputs.split(fixed or 1):  # a fixed batch takes larger ones in pieces
+            yield _fitting(piece, program, where)
 
     return Calibration(_Converted(data, convert), "given")
 

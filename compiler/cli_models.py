@@ -21,8 +21,8 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from planish.compiler.contracts import Pass
-from planish.compiler.driver import Model
 from planish.compiler.errors import PlanishError, UserError, closest
+from planish.compiler.job import Model
 from planish.compiler.judge import Metric
 from planish.compiler.plan import Plan
 from planish.compiler.plugins import registry

@@ -19,7 +19,6 @@ from planish.compiler.hardware_files import FieldsError, Location, read_model
 DENSE_DTYPES = ("fp32", "tf32", "fp16", "bf16", "fp8", "int8", "int4")
 SPARSE_DTYPES = ("fp16_sparse", "int8_sparse")
 UNIT_KINDS = ("cpu", "gpu", "npu", "dla", "dsp", "tpu", "mcu")
-BACKENDS = ("onnx", "tensorrt", "coreml", "tflite")
 
 Items = TypeVar("Items", bound=Sized)
 

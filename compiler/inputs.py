@@ -68,6 +68,22 @@ class Inputs:
     def _rows(self, rows: slice) -> Inputs:
         return self.map(lambda leaf: leaf[rows] if self._carries_batch(leaf) else leaf)
 
+    @staticmethod
+    def join(pieces: Sequence[Inputs]) -> Inputs:
+        """The rows of all ``pieces`` in one call; the first piece where their other sizes differ."""
+        first = pieces[0]
+        columns = zip(*(piece.leaves() for piece in pieces), strict=True)
+        joined: list[Any] = []
+        for column in columns:
+            if not first._carries_batch(column[0]):
+                joined.append(column[0])
+            elif len({leaf.shape[1:] for leaf in column}) > 1:
+                return first
+            else:
+                joined.append(torch.cat(column))
+        leaves = iter(joined)
+        return first.map(lambda _: next(leaves))
+
     def _carries_batch(self, leaf: Any) -> bool:
         return isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == self.batch_size
 

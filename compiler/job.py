@@ -15,6 +15,7 @@ from planish.compiler import artifact as artifacts
 from planish.compiler.artifact import Manifest
 from planish.compiler.calibration import Calibration, InputForm, from_data, readable
 from planish.compiler.contracts import Backend, Budget, Context, Finding, Pass, Situation, run_checks
+from planish.compiler.cost import node_costs
 from planish.compiler.drawn_inputs import draw_calibration
 from planish.compiler.errors import UserError
 from planish.compiler.example_inputs import find_example_inputs
@@ -73,7 +74,7 @@ class Job:
             verify(program, "tracing")
         if not dynamic:
             notes.append(f"{profile.title} takes fixed shapes only: the batch is {program.example_inputs.batch_size}.")
-        notes += [f"Example inputs: {origin}", *traced.notes]
+        notes += [origin, *traced.notes]
         _raise_errors(run_checks(program, chosen.checks(profile)), profile)
         scheme = chosen.scheme(profile)
         budget = budget or Budget()
@@ -89,9 +90,8 @@ class Job:
         return type(self.model).__name__ if isinstance(self.model, nn.Module) else "program"
 
     def judge(self, metric: Metric | None, scratch: str) -> Judge:
-        fresh = probes(self.calibration, self.program.example_inputs)
-        single = next(fresh[0].split(1)) if self.program.dynamic_axes else self.program.example_inputs
-        return Judge(self.backend, self.profile, self.budget, metric, fresh, single, Path(scratch))
+        batches = self._fresh_batches()
+        return Judge(self.backend, self.profile, self.budget, metric, tuple(batches[:1]), batches[-1], Path(scratch))
 
     def run(self, judge: Judge) -> Outcome:
         def say(what: str) -> None:
@@ -104,7 +104,7 @@ class Job:
         """The model against the Program, and the Program against the lowered files. Raises VerificationError."""
         best, backend, profile = outcome.best, self.backend, self.profile
         with self.progress.stage("verify"):
-            batches = self._verification_batches()
+            batches = self._fresh_batches()
             self._check_program(outcome.baseline.program, batches)
             why_not = backend.cannot_run(profile)
             if why_not:
@@ -124,10 +124,11 @@ class Job:
         else:
             demand_float(errors(reference, program, batches), "the traced and cleaned Program")
 
-    def _verification_batches(self) -> list[Inputs]:
-        (fresh,) = probes(self.calibration, self.program.example_inputs)
+    def _fresh_batches(self) -> list[Inputs]:
+        """A few rows, and one row; only the example inputs where the batch is fixed."""
         if not self.program.dynamic_axes:
             return [self.program.example_inputs]
+        (fresh,) = probes(self.calibration, self.program.example_inputs)
         return [fresh, next(fresh.split(1))]
 
     def write(self, outcome: Outcome, folder: Path) -> Manifest:
@@ -141,6 +142,7 @@ class Job:
             backend=self.backend.name,
             profile=self.profile,
             signature=Signature.of(best.program.graph).to_json(),
+            inputs=artifacts.inputs_of(best.program),
             constants=artifacts.constant_outputs(best.program),
             runtime=best.lowered.runtime,
             plan=[{"name": kept.name, "options": kept.options()} for kept in outcome.kept],
@@ -183,7 +185,7 @@ def _calibration(
     if all(step.compression.exact for step in plan):
         return Calibration([program.example_inputs], "the example inputs")
     drawn = draw_calibration(program, seed=seed)
-    notes.insert(0, f"Calibration: {drawn.origin}")
+    notes.insert(0, f"No calibration data was given: inputs were {drawn.origin}.")
     return drawn
 
 
@@ -197,6 +199,7 @@ def _unmet(budget: Budget, outcome: Outcome) -> list[str]:
     rows = (
         ("latency_ms", budget.latency_ms, latency),
         ("size_mb", budget.size_mb, figures.size_bytes / 1e6),
+        ("memory_mb (estimated)", budget.memory_mb, _memory_mb(outcome.best.program)),
         ("metric_drop", budget.metric_drop, lost),
     )
     return [
@@ -204,3 +207,9 @@ def _unmet(budget: Budget, outcome: Outcome) -> list[str]:
         for name, bound, value in rows
         if bound is not None and value is not None and value > bound
     ]
+
+
+def _memory_mb(program: Program) -> float:
+    """What a runtime needs at the least for one row: all parameters, and the operands and results of one node."""
+    costs = node_costs(program)
+    return (sum(cost.parameter_bytes for cost in costs) + max(cost.activation_bytes for cost in costs)) / 1e6

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from torch import Tensor
+
 from planish.compiler import cost
 from planish.compiler.artifact import calling, constant_outputs, writing
 from planish.compiler.calibration import Calibration
@@ -20,7 +22,7 @@ from planish.compiler.program import Program
 from planish.compiler.report import Figures, Latency
 from planish.compiler.roofline import estimate_latency
 from planish.compiler.signature import Signature
-from planish.compiler.verify import errors, worst_snr
+from planish.compiler.verify import demand_float, errors, worst_snr
 
 FASTER = 0.98
 """A pass pays if it takes the time to less than this share: below lies the noise of the machine."""
@@ -61,10 +63,12 @@ class Judge:
     single: Inputs
     """One row: what is timed."""
     scratch: Path
+    reference: Candidate | None = None
+    """Before any judged pass: what signal-to-noise ratios and losses of the metric are taken against."""
 
     def baseline(self, program: Program) -> Candidate:
         """``program`` lowered, not timed yet: times mean something only beside each other."""
-        candidate = self._lower(program)
+        candidate = self.reference = self._lower(program)
         candidate.figures.metric = self._score(candidate)
         if self.backend.cannot_time(self.profile) is not None:
             candidate.figures.latency = estimate_latency(program, self.profile)
@@ -73,7 +77,7 @@ class Judge:
     def compare(self, best: Candidate, program: Program, planned: PlannedPass) -> Judgement:
         """Lower ``program``, time it against ``best`` in one run, and say whether the pass stays."""
         candidate = self._lower(program)
-        candidate.figures.snr_db = worst_snr(errors(best.program, program, self.probe))
+        candidate.figures.snr_db = worst_snr(errors((self.reference or best).program, program, self.probe))
         candidate.figures.metric = self._score(candidate)
         before = best.figures.model_copy()
         before.latency, candidate.figures.latency = self._times(best, candidate)
@@ -87,6 +91,20 @@ class Judge:
             outcome = "undone"
         return Judgement(outcome, why, candidate, before, candidate.figures)
 
+    def lowered_again(self, best: Candidate, program: Program, name: str) -> Candidate:
+        """``program``, which the exact pass ``name`` made of ``best``. Raises VerificationError if it is not exact."""
+        demand_float(errors(best.program, program, self.probe), f"the Program after {name}")
+        candidate = self._lower(program)
+        candidate.figures.metric = self._score(candidate)
+        candidate.figures.snr_db = best.figures.snr_db
+        self.time_alone(candidate)
+        return candidate
+
+    def time_alone(self, candidate: Candidate) -> None:
+        """The latency of ``candidate`` where nothing was compared with it."""
+        if candidate.figures.latency is None:
+            candidate.figures.latency = self._times(candidate)[0]
+
     # ------------------------------------------------------------------ measuring
 
     def _lower(self, program: Program) -> Candidate:
@@ -99,12 +117,10 @@ class Judge:
             program, folder, lowered, Figures(size_bytes=size, macs=totals.macs, parameters=totals.parameters)
         )
 
-    def _times(self, best: Candidate, candidate: Candidate) -> tuple[Latency, Latency]:
+    def _times(self, *candidates: Candidate) -> list[Latency]:
         if self.backend.cannot_time(self.profile) is not None:
-            return tuple(estimate_latency(each.program, self.profile) for each in (best, candidate))  # type: ignore[return-value]
-        both = (best, candidate)
-        first, second = self.backend.time([each.folder for each in both], self.profile, self.single.leaves())
-        return first, second
+            return [estimate_latency(each.program, self.profile) for each in candidates]
+        return self.backend.time([each.folder for each in candidates], self.profile, self.single.leaves())
 
     def _score(self, candidate: Candidate) -> float | None:
         if self.metric is None or self.backend.cannot_run(self.profile) is not None:
@@ -135,10 +151,11 @@ class Judge:
     def _metric_lost(self, before: Figures, after: Figures) -> str:
         if self.budget.metric_drop is None or before.metric is None or after.metric is None:
             return ""
-        drop = before.metric - after.metric
-        if drop <= self.budget.metric_drop:
+        start = self.reference.figures.metric if self.reference is not None else None
+        whole = before.metric if start is None else start
+        if whole - after.metric <= self.budget.metric_drop:
             return ""
-        allowed = f"the budget allows a drop of {self.budget.metric_drop:g}"
+        allowed = f"the budget allows a drop of {self.budget.metric_drop:g} from {whole:.4f}"
         return f"The metric falls from {before.metric:.4f} to {after.metric:.4f}; {allowed}."
 
 
@@ -151,14 +168,13 @@ def runner_of(candidate: Candidate, backend: Backend, profile: HardwareProfile) 
 
 def probes(calibration: Calibration | None, example: Inputs, rows: int = 4) -> tuple[Inputs, ...]:
     """A few rows that no pass has seen as such: means of two rows for real numbers, the rows for whole ones."""
-    source = next(iter(calibration.samples(2 * rows, at_once=2 * rows))) if calibration else example
-    batch = source.batch_size
-    half = max(1, batch // 2)
-    first, second = [*source.split(half)][:2] if batch > 1 else (source, source)
-    pairs = zip(first.leaves(), second.leaves(), strict=True)
-    mixed = [
-        (a + b) / 2 if hasattr(a, "is_floating_point") and a.is_floating_point() and a.shape == b.shape else a
-        for a, b in pairs
-    ]
-    iterator = iter(mixed)
-    return (first.map(lambda _: next(iterator)),)
+    source = Inputs.join([*calibration.samples(2 * rows, at_once=2 * rows)]) if calibration else example
+    half = max(1, source.batch_size // 2)
+    first, second = [*source.split(half)][:2] if source.batch_size > 1 else (source, source)
+    mixed = iter([_mean(a, b) for a, b in zip(first.leaves(), second.leaves(), strict=True)])
+    return (first.map(lambda _: next(mixed)),)
+
+
+def _mean(a: Any, b: Any) -> Any:
+    real = isinstance(a, Tensor) and a.is_floating_point() and a.shape == b.shape
+    return (a + b) / 2 if real else a

@@ -41,6 +41,8 @@ def run_plan(program: Program, plan: Plan, context: Context, judge: Judge, progr
         context.decisions.clear()
         rewritten = _run(planned.compression, program, context, kept)
         if planned.compression.exact:
+            if outcome is not None:
+                outcome.best = judge.lowered_again(outcome.best, rewritten, planned.compression.name)
             program = rewritten
             kept.append(planned.compression)
             verdict = "Outputs stay the same: kept without being judged."
@@ -59,6 +61,7 @@ def run_plan(program: Program, plan: Plan, context: Context, judge: Judge, progr
             kept.append(planned.compression)
     if outcome is None:
         baseline = judge.baseline(program)
+        judge.time_alone(baseline)
         outcome = Outcome(baseline, baseline, steps, kept)
     return outcome
 
@@ -67,12 +70,18 @@ def _with_requirements(plan: Plan) -> Iterator[PlannedPass]:
     """The steps of ``plan``, each behind the passes that it requires and that did not run yet."""
     done: set[type[Pass]] = set()
     for planned in plan:
-        for kind in planned.compression.requires:
-            if kind not in done:
-                done.add(kind)
-                yield PlannedPass(kind(), f"Required by {planned.compression.name}.")
+        yield from _required(planned.compression, done)
         done.add(type(planned.compression))
         yield planned
+
+
+def _required(compression: Pass, done: set[type[Pass]]) -> Iterator[PlannedPass]:
+    for kind in compression.requires:
+        if kind not in done:
+            done.add(kind)
+            required = kind()
+            yield from _required(required, done)
+            yield PlannedPass(required, f"Required by {compression.name}.")
 
 
 def _run(compression: Pass, program: Program, context: Context, before: list[Pass]) -> Program:

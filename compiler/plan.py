@@ -62,14 +62,19 @@ class Plan:
             find_pass = registry().find_pass
         try:
             data = tomllib.loads(Path(path).read_text())
-        except (OSError, tomllib.TOMLDecodeError) as failure:
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as failure:
             raise UserError(f"Give the path of a plan in TOML: {path} cannot be read ({failure}).") from failure
-        return cls(tuple(_step(entry, find_pass) for entry in data.get("pass", [])), data.get("left_out", {}))
+        entries = data.get("pass", [])
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            raise UserError(f"Write the passes of {path} as [[pass]] tables.")
+        return cls(tuple(_step(entry, find_pass) for entry in entries), data.get("left_out", {}))
 
 
 def _step(entry: Mapping[str, Any], find_pass: Callable[[str], type[Pass]]) -> PlannedPass:
     if "name" not in entry:
         raise UserError("Give every [[pass]] of a plan its name.")
+    if not isinstance(entry.get("options", {}), dict):
+        raise UserError(f"Write the options of {entry['name']} as a table: options = {{ … }}.")
     compression = find_pass(entry["name"]).from_options(entry.get("options", {}))
     return PlannedPass(compression, entry.get("reason", REQUESTED), entry.get("requested", False))
 

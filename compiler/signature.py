@@ -58,6 +58,18 @@ class Signature:
         told = [f"{len(args)} positional"] if args else []
         return " and ".join([*told, *(f"{name}=" for name in kwargs)]) or "none"
 
+    def arguments(self, leaves: list[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The inverse of ``flatten``: positional and keyword arguments from the leaves of one call.
+
+        Raises UserError if the number of leaves is another one (a traced call with numbers among its arguments).
+        """
+        if len(leaves) != self.inputs.num_leaves:
+            raise UserError(
+                f"Name the inputs: the call takes {self.inputs.num_leaves} values, {len(leaves)} of them tensors."
+            )
+        args, kwargs = pytree.tree_unflatten(leaves, self.inputs)
+        return tuple(args), dict(kwargs)
+
     def unflatten(self, leaves: list[Any]) -> Any:
         return pytree.tree_unflatten(leaves, self.outputs)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 
+from planish.compiler.errors import UserError
 from planish.compiler.inputs import Inputs, check_tensors
 from planish.compiler.program import MODE, ModeArgument, Program, source_module
 from planish.compiler.trace_errors import explain
@@ -26,7 +28,7 @@ class Trace:
     """What the trace could not keep, in sentences for the Report (a batch that had to be fixed)."""
 
 
-def trace(model: nn.Module | ExportedProgram | Program, inputs: Inputs | None = None) -> Program:
+def trace(model: nn.Module | ExportedProgram | Program, inputs: Any = None) -> Program:
     """Trace ``model`` in evaluation mode. The batch (dimension 0) is dynamic wherever the model allows it.
 
     The Program shares the parameters of the model and leaves the model itself as it was. ``inputs`` are
@@ -34,7 +36,7 @@ def trace(model: nn.Module | ExportedProgram | Program, inputs: Inputs | None = 
 
     Raises UserError if the model cannot be traced: it names the source line and what to change.
     """
-    return trace_with_notes(model, inputs).program
+    return trace_with_notes(model, None if inputs is None else Inputs.of(inputs)).program
 
 
 def trace_with_notes(
@@ -45,9 +47,10 @@ def trace_with_notes(
         return Trace(model.fork(), ())
     if isinstance(model, ExportedProgram):
         return Trace(_to_program(model, Inputs(*model.example_inputs), ()), ())
-    assert inputs is not None
+    if inputs is None:
+        raise UserError("Pass example inputs to trace: a tensor, a tuple or a dict of tensors.")
     check_tensors(inputs, "example_inputs")
-    with _evaluation_mode(model), torch.no_grad():
+    with _evaluation_mode(model), torch.no_grad(), quiet_torch():
         exported, note = _export(model, inputs) if dynamic_batch else (_export_static(model, inputs), "")
     dropouts: tuple[float, ...] = ()
     if any(_attention(exported.graph)) and any(_may_drop(module) for module in model.modules()):
@@ -83,6 +86,15 @@ def _export_static(model: nn.Module, inputs: Inputs) -> ExportedProgram:
         return torch.export.export(model, inputs.args, inputs.kwargs, strict=False)
     except Exception as failure:  # whatever a model's own code raises
         raise explain(failure, model) from failure
+
+
+@contextmanager
+def quiet_torch() -> Iterator[None]:
+    """Silence what torch says to its own developers (treespecs, flat weights of RNNs) while it exports."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg|torch")
+        warnings.filterwarnings("ignore", message="The tensor attributes .* were assigned during export")
+        yield
 
 
 def evaluated(model: nn.Module) -> Callable[..., Any]:

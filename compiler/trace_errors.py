@@ -44,10 +44,10 @@ def explain(failure: BaseException, model: nn.Module) -> UserError:
         "Rewrite that line with tensor operations that torch.export supports.",
     )
     op = re.search(r"aten\.[a-z_0-9]+(\.[a-zA-Z_0-9]+)?", text)
-    first = text.strip().splitlines()[0] if text.strip() else type(failure).__name__
+    first = (text.strip().splitlines()[0] if text.strip() else type(failure).__name__).rstrip(".")[:300]
     what = f" (op {op.group(0)})" if op else ""
     return UserError(
-        f"{type(model).__name__} cannot be traced at {_source_line(failure, text)}{what}: {first[:300]} {remedy}"
+        f"{type(model).__name__} cannot be traced at {_source_line(failure, text)}{what}: {first}. {remedy}"
     )
 
 

@@ -82,7 +82,7 @@ def _is_whole_slice(node: fx.Node, writes: bool) -> bool:
     if node.target is not aten.slice.Tensor or writes:
         return False
     step = node.args[4] if len(node.args) > 4 else 1
-    return step == 1 and _same(node, lambda value: [str(size) for size in value.shape])
+    return bool(step == 1) and _same(node, lambda value: [str(size) for size in value.shape])
 
 
 def _same(node: fx.Node, feature: Callable[[Tensor], object]) -> bool:

@@ -66,12 +66,16 @@ def _folds(program: Program, norm: fx.Node) -> bool:
     layer = norm.args[0]
     if not isinstance(layer, fx.Node) or len(layer.users) > 1 or norm.args[5] is True or norm.args[3] is None:
         return False
-    weight = layer.args[1]
-    batched = isinstance(weight, fx.Node) and layer.meta["val"].ndim == weight.meta["val"].ndim
-    known = (layer.target in (*_CONVS, *_TRANSPOSED) and batched) or (
-        layer.target is aten.linear.default and layer.meta["val"].ndim == 2
-    )
-    if not known or (layer.target in _TRANSPOSED and len(layer.args) > 6 and layer.args[6] != 1):
+    rank = layer.meta["val"].ndim
+    if layer.target is aten.linear.default:
+        fits = rank == 2
+    elif layer.target in _CONVS or layer.target in _TRANSPOSED:
+        ungrouped = len(layer.args) <= 6 or layer.args[6] == 1
+        batched = rank == layer.args[1].meta["val"].ndim  # type: ignore[union-attr]
+        fits = batched and (layer.target in _CONVS or ungrouped)
+    else:
+        return False
+    if not fits:
         return False
     parameters = [layer.args[1], *layer.args[2:3], *norm.args[1:5]]
     return all(argument is None or program.tensor(argument) is not None for argument in parameters)

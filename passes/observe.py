@@ -17,7 +17,7 @@ from planish.passes.calibrators import Calibrator, Histogram
 PIECE = 4096
 """Values kept of each piece of a batch, at first and at most."""
 CAPACITY = 16 * PIECE
-"""Values kept in all: when it is full, every second one goes, and later pieces give half as many."""
+"""Values kept in all: when it is full, every third one stays, and later pieces give a third as many."""
 BINS = 2048
 
 
@@ -41,14 +41,14 @@ class Observed:
         self.finite &= bool(torch.isfinite(low) & torch.isfinite(high))  # both are NaN where one value is
         self.low, self.high = min(self.low, float(low)), max(self.high, float(high))
         # an odd stride does not fall in step with the even sizes of images and channels
-        stride = (-(-values.numel() // PIECE) * self._thinning) | 1
+        stride = (-(-values.numel() // PIECE) | 1) * self._thinning
         self._keep(values.flatten()[::stride])
 
     def _keep(self, values: Tensor) -> None:
         if self._count + values.numel() > CAPACITY:
-            half = self._sample[: self._count : 2].clone()
-            self._count, self._thinning = half.numel(), 2 * self._thinning
-            self._sample[: self._count] = half
+            third = self._sample[: self._count : 3].clone()
+            self._count, self._thinning = third.numel(), 3 * self._thinning
+            self._sample[: self._count] = third
         self._sample[self._count : self._count + values.numel()] = values
         self._count += values.numel()
 
@@ -62,7 +62,8 @@ class Observed:
     def histogram(self) -> Histogram:
         """Counts of the sample over the exact range, whose ends are counted once at least."""
         counts, edges = np.histogram(self._sample[: self._count].numpy(), bins=BINS, range=(self.low, self.high))
-        centres = (edges[:-1] + edges[1:]).astype(np.float64) / 2
+        edges = edges.astype(np.float64)  # the sum of two masks of -3.4e38 is beyond float32
+        centres = (edges[:-1] + edges[1:]) / 2
         centres[0], centres[-1] = self.low, self.high
         weights = counts.astype(np.float64)
         weights[[0, -1]] = np.maximum(weights[[0, -1]], 1.0)

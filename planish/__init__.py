@@ -1,30 +1,38 @@
 """planish: a plugin-based, hardware-aware compression compiler for PyTorch.
 
-result = planish.compile(model, target="jetson-orin")
+    result = planish.compile(model, target="jetson-orin")
+
+Names are imported when they are first used: ``planish --help`` and ``import planish`` load no torch.
 """
 
-from planish.compiler.artifact import Artifact
-from planish.compiler.contracts import Backend, Budget, Check, Context, Finding, Lowered, Pass, Runner, Stage
-from planish.compiler.driver import Result, check, compile, load, plan
-from planish.compiler.errors import (
-    LoweringError,
-    MissingDependency,
-    PassError,
-    PlanishError,
-    PluginError,
-    UserError,
-    VerificationError,
-)
-from planish.compiler.hardware import HardwareProfile
-from planish.compiler.hookspecs import hookimpl
-from planish.compiler.plan import Plan
-from planish.compiler.program import Program
-from planish.compiler.report import Report
-from planish.compiler.scheme import QuantizationScheme
-from planish.compiler.trace import trace
-from planish.passes.erase_noops import EraseNoOps
-from planish.passes.fold_batch_norm import FoldBatchNorm
-from planish.passes.quantize_int8 import QuantizeInt8
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from planish.compiler.artifact import Artifact
+    from planish.compiler.contracts import Backend, Budget, Check, Context, Finding, Lowered, Pass, Runner, Stage
+    from planish.compiler.driver import Result, check, compile, load, plan
+    from planish.compiler.errors import (
+        LoweringError,
+        MissingDependency,
+        PassError,
+        PlanishError,
+        PluginError,
+        UserError,
+        VerificationError,
+    )
+    from planish.compiler.hardware import HardwareProfile
+    from planish.compiler.hookspecs import hookimpl
+    from planish.compiler.plan import Plan
+    from planish.compiler.program import Program
+    from planish.compiler.report import Report
+    from planish.compiler.scheme import QuantizationScheme
+    from planish.compiler.trace import trace
+    from planish.passes.erase_noops import EraseNoOps
+    from planish.passes.fold_batch_norm import FoldBatchNorm
+    from planish.passes.quantize_int8 import QuantizeInt8
 
 __all__ = [  # noqa: RUF022 - grouped by what one does with them
     # compile
@@ -39,3 +47,38 @@ __all__ = [  # noqa: RUF022 - grouped by what one does with them
     # errors
     "PlanishError", "UserError", "MissingDependency", "PluginError", "PassError", "LoweringError", "VerificationError",
 ]  # fmt: skip
+
+_HOMES = {
+    "planish.compiler.artifact": ("Artifact",),
+    "planish.compiler.contracts": (
+        "Backend", "Budget", "Check", "Context", "Finding", "Lowered", "Pass", "Runner", "Stage",
+    ),
+    "planish.compiler.driver": ("Result", "check", "compile", "load", "plan"),
+    "planish.compiler.errors": (
+        "LoweringError", "MissingDependency", "PassError", "PlanishError", "PluginError", "UserError",
+        "VerificationError",
+    ),
+    "planish.compiler.hardware": ("HardwareProfile",),
+    "planish.compiler.hookspecs": ("hookimpl",),
+    "planish.compiler.plan": ("Plan",),
+    "planish.compiler.program": ("Program",),
+    "planish.compiler.report": ("Report",),
+    "planish.compiler.scheme": ("QuantizationScheme",),
+    "planish.compiler.trace": ("trace",),
+    "planish.passes.erase_noops": ("EraseNoOps",),
+    "planish.passes.fold_batch_norm": ("FoldBatchNorm",),
+    "planish.passes.quantize_int8": ("QuantizeInt8",),
+}  # fmt: skip
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'planish' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -12,12 +12,10 @@ import onnxruntime as ort
 from planish.compiler.program import Program, op_name, source_module
 from planish.compiler.report import Decision
 
-_COMPUTES = frozenset(
-    {
-        "Conv", "FusedConv", "NhwcFusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "Add", "Sum",
-        "AveragePool", "GlobalAveragePool", "Concat",
-    }
-)  # fmt: skip
+_WEIGHTED = frozenset(
+    {"Conv", "FusedConv", "NhwcFusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"}
+)
+_WEIGHTLESS = frozenset({"Add", "Sum", "AveragePool", "GlobalAveragePool", "Concat"})
 _MOVES = frozenset(
     {"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "ReorderInput", "ReorderOutput", "Pad", "Slice"}
 )
@@ -30,13 +28,14 @@ def float_fallbacks(file: Path, program: Program) -> tuple[list[Decision], list[
     """
     graph = _optimized(file)
     producers = {output: node for node in graph.node for output in node.output}
+    consumers = {name: node for node in graph.node for name in node.input}
     fallbacks = [
         Decision(
             module=_module(program, node.name), op=_op(program, node), node=node.name, outcome="float",
             reason=f"ONNX Runtime runs it as {node.op_type} on dequantized values",
         )
         for node in graph.node
-        if node.op_type in _COMPUTES and any(_is_dequantized(name, producers) for name in node.input)
+        if _was_meant_for_integers(node, producers, consumers)
     ]  # fmt: skip
     integer = sum(node.op_type.startswith(("QLinear", "QGemm", "MatMulInteger", "ConvInteger")) for node in graph.node)
     notes = (
@@ -58,6 +57,17 @@ def _optimized(file: Path) -> onnx.GraphProto:
         options.intra_op_num_threads = 1
         ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         return onnx.load(target, load_external_data=False).graph
+
+
+def _was_meant_for_integers(
+    node: onnx.NodeProto, producers: dict[str, onnx.NodeProto], consumers: dict[str, onnx.NodeProto]
+) -> bool:
+    """Weights that are dequantized say so; without weights: dequantized inputs, and a result that is quantized."""
+    if node.op_type in _WEIGHTED:
+        return len(node.input) > 1 and _is_dequantized(node.input[1], producers)
+    reader = consumers.get(node.output[0])
+    quantized = reader is not None and reader.op_type == "QuantizeLinear"
+    return node.op_type in _WEIGHTLESS and quantized and all(_is_dequantized(name, producers) for name in node.input)
 
 
 def _is_dequantized(name: str, producers: dict[str, onnx.NodeProto]) -> bool:

@@ -73,6 +73,8 @@ def _writes(self: Any, x: Tensor) -> Any:
 
 def _buffer_writes() -> nn.Module:
     class Counter(nn.Module):
+        grid: Tensor
+
         def __init__(self) -> None:
             super().__init__()
             self.register_buffer("grid", torch.zeros(4))

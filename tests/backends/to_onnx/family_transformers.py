@@ -40,7 +40,7 @@ SPEECH = {
 
 
 def families() -> list[Family]:
-    text = {
+    text: dict[str, dict[str, Any]] = {
         "Bert": SMALL,
         "Roberta": SMALL,
         "Electra": {**SMALL, "embedding_size": 16},
@@ -77,7 +77,7 @@ def families() -> list[Family]:
         "FNet": SMALL,
         "Mixtral": {**GQA, "num_local_experts": 3, "num_experts_per_tok": 2},
     }
-    images = {
+    images: dict[str, dict[str, Any]] = {
         "ViT": IMAGE,
         "DeiT": IMAGE,
         "Dinov2": IMAGE,
@@ -100,7 +100,7 @@ def families() -> list[Family]:
         "ConvNext": {"hidden_sizes": [8, 16, 16, 16], "depths": [1, 1, 1, 1]},
         "MobileViT": {"image_size": 64, "hidden_sizes": [16, 24, 32], "neck_hidden_sizes": [8, 8, 16, 16, 24, 32, 48]},
     }
-    speech = {"Wav2Vec2": SPEECH, "Hubert": SPEECH, "WavLM": SPEECH}
+    speech: dict[str, dict[str, Any]] = {"Wav2Vec2": SPEECH, "Hubert": SPEECH, "WavLM": SPEECH}
     return [
         *(_family(name, options, _tokens) for name, options in text.items()),
         *(

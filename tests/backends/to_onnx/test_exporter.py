@@ -23,6 +23,8 @@ class Cosine(nn.Module):
 
 
 class Writing(nn.Module):
+    calls: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("calls", torch.zeros(1))

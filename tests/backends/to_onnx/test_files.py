@@ -20,6 +20,8 @@ SAMPLE = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 class Net(nn.Module):
     """Large and small tensors of several types; one is stored transposed, when it is written."""
 
+    places: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)

@@ -82,6 +82,8 @@ def quantized_weight(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class QuantizedLinear(nn.Module):
+    bias: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         weight, scales, zeros = quantized_weight(torch.randn(6, 4))

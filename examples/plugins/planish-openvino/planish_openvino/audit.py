@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     import openvino
 
 _INTEGERS = frozenset({"u8", "i8"})
-_MOVES = frozenset({"Reorder", "Reshape", "Transpose", "Convert", "Split", "StridedSlice", "Pad", "Input", "Output", "Const"})
+_MOVES = frozenset(
+    {"Reorder", "Reshape", "Transpose", "Convert", "Split", "StridedSlice", "Pad", "Input", "Output", "Const"}
+)
 
 
 def float_fallbacks(
@@ -24,7 +26,7 @@ def float_fallbacks(
     """The nodes of ``program`` that are meant for INT8 and that OpenVINO runs in float, and a sentence that sums up.
 
     OpenVINO tells which of the file's operators went into a layer, by the names that they had in the file: those
-    of the nodes. A node whose name is gone is counted as not found, and nothing is said of it.
+    of the nodes. A node whose name is gone (a constant folded, the last operator renamed) is counted as such.
     """
     meant = [node for node in program.calls() if _is_meant(node, scheme)]
     if not meant:
@@ -40,7 +42,7 @@ def float_fallbacks(
     ]  # fmt: skip
     lost = sum(node.name not in layers for node in meant)
     told = f"OpenVINO runs {len(meant) - len(floats) - lost} of the {len(meant)} operators meant for INT8 in integers"
-    return decisions, [f"{told}; {lost} cannot be found in its model." if lost else f"{told}."]
+    return decisions, [f"{told}; {lost} cannot be found by name in its model." if lost else f"{told}."]
 
 
 def _layers(model: openvino.CompiledModel) -> dict[str, tuple[str, str]]:

@@ -55,7 +55,7 @@ class OpenVinoBackend(Backend):
         return replace(
             lowered,
             decisions=tuple(fallbacks),
-            notes=(*(note for note in lowered.notes if "ONNX Runtime" not in note), *notes),
+            notes=(*_of_the_file(lowered.notes), *notes),
             versions={**lowered.versions, "openvino": openvino.__version__},
         )
 
@@ -65,9 +65,7 @@ class OpenVinoBackend(Backend):
     def cannot_time(self, profile: HardwareProfile) -> str | None:
         return self.cannot_run(profile) or not_this_machine(profile)
 
-    def load(
-        self, folder: Path, profile: HardwareProfile, signature: Signature, runtime: dict[str, Any]
-    ) -> Runner:
+    def load(self, folder: Path, profile: HardwareProfile, signature: Signature, runtime: dict[str, Any]) -> Runner:
         require()
         return CompiledRunner(folder / FILE)
 
@@ -82,6 +80,11 @@ class OpenVinoBackend(Backend):
 
 def _onnx() -> Backend:
     return registry().find_backend("onnx")
+
+
+def _of_the_file(notes: Sequence[str]) -> list[str]:
+    """Without those that tell what ONNX Runtime makes of it: it does not run here."""
+    return [note for note in notes if "ONNX Runtime" not in note]
 
 
 def _tensors(leaves: Sequence[Any]) -> list[Tensor]:

@@ -35,7 +35,8 @@ def time_files(files: Sequence[Path], tensors: Sequence[Tensor], threads: int) -
         np.savez(inputs, **{str(index): tensor.numpy(force=True) for index, tensor in enumerate(tensors)})  # type: ignore[arg-type]
         workers = [stack.enter_context(_Worker(file, inputs, threads)) for file in files]
         times = _in_turns(workers)
-    how = f"OpenVINO {openvino.__version__}, {cpu_name()}, {threads} thread{'s' if threads > 1 else ''}"
+    version = openvino.__version__.split("-")[0]
+    how = f"OpenVINO {version}, {cpu_name()}, {threads} thread{'s' if threads > 1 else ''}"
     batch = next((int(tensor.shape[0]) for tensor in tensors if tensor.ndim), 1)
     return [
         Latency(
