@@ -15,19 +15,24 @@ TARGET = "local"
 def planish_int8(model: nn.Module, inputs: Inputs, calibration: Sequence[Inputs], folder: Path) -> Path:
     """Compile ``model`` to INT8 and give the .onnx file of the artifact.
 
-    Passes named by the caller are kept even where INT8 is slower than float, so a row of the tables is
-    always INT8, as the peers' rows are.
+    A pass named by the caller is kept even where INT8 is slower than float, so a row of the tables is always
+    INT8, as the peers' rows are.
     """
     import planish
 
-    # ADAPT HERE: how the planned passes are obtained and named explicitly.
-    plan = planish.plan(model, target=TARGET, example_inputs=inputs)
-    result = planish.compile(
+    planish.compile(
         model,
         target=TARGET,
         example_inputs=inputs,
         calibration=calibration,
-        passes=plan.passes,
+        passes=[planish.QuantizeInt8()],
         output=folder,
     )
-    return result.artifact.folder / "model.onnx"
+    return folder / "model.onnx"
+
+
+def measure_this_machine() -> None:
+    """Once for all compilations, and no part of one: the profile of this machine."""
+    from planish.compiler.targets import find_profile
+
+    find_profile(TARGET)

@@ -156,9 +156,7 @@ TOOLS: dict[str, Tool] = {
 }
 
 
-def peer_file(
-    name: str, float_onnx: Path, model: nn.Module, calibration: Sequence[Inputs], folder: Path
-) -> Path:
+def peer_file(name: str, float_onnx: Path, model: nn.Module, calibration: Sequence[Inputs], folder: Path) -> Path:
     """Let one tool quantize into ``folder/name``."""
     home = folder / name
     home.mkdir(parents=True)

@@ -82,9 +82,7 @@ class Worker:
         assert self.process.stdout
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError(
-                f"{self.contestant.name}: its process ended with {self.process.wait()}, see above"
-            )
+            raise RuntimeError(f"{self.contestant.name}: its process ended with {self.process.wait()}, see above")
         return json.loads(line)
 
     def time(self, count: int) -> list[float]:
@@ -109,9 +107,7 @@ def outputs_of(contestant: Contestant, inputs: Inputs, batch: int) -> NDArray[An
         return worker.run(inputs)
 
 
-def paired_timings(
-    contestants: Sequence[Contestant], example: Inputs, baseline: str, rounds: int
-) -> dict[str, Timing]:
+def paired_timings(contestants: Sequence[Contestant], example: Inputs, baseline: str, rounds: int) -> dict[str, Timing]:
     """Time all contestants in turn (A B C A B C ...), so that drift of the machine meets all alike.
 
     A chunk is some CHUNK_MS of calls; the first call of each chunk finds cold caches and is dropped.

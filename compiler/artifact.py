@@ -6,7 +6,7 @@ import hashlib
 import importlib.metadata
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -87,7 +87,13 @@ class Artifact:
     def _call(self) -> Callable[..., Any]:
         signature = Signature.from_json(self.manifest.signature)
         runner = self.backend.load(self.folder, self.manifest.profile, signature, self.manifest.runtime)
-        return calling(runner, signature, self.manifest.constants)
+        run = calling(runner, signature, self.manifest.constants)
+
+        def checked(*args: Any, **kwargs: Any) -> Any:
+            check_leaves(signature.flatten(args, kwargs), self.manifest.inputs)
+            return run(*args, **kwargs)
+
+        return checked
 
     def __repr__(self) -> str:
         megabytes = f"{self.size_bytes / 1e6:.2f} MB"
@@ -114,6 +120,24 @@ def inputs_of(program: Program) -> list[Input]:
             shape = [axes.get(axis, size) for axis, size in enumerate(leaf.shape)]
             found.append(Input(name=node.name, dtype=str(leaf.dtype).removeprefix("torch."), shape=shape))
     return found
+
+
+def check_leaves(leaves: Sequence[Any], inputs: Sequence[Input]) -> None:
+    """Raise UserError unless the tensors among ``leaves`` have the dtypes and the fixed sizes of ``inputs``."""
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    if len(tensors) != len(inputs):
+        names = ", ".join(each.name for each in inputs)
+        raise UserError(
+            f"Give torch tensors as inputs ({names}); got {', '.join(type(leaf).__name__ for leaf in leaves)}."
+        )
+    for tensor, wanted in zip(tensors, inputs, strict=True):
+        fits = tensor.ndim == len(wanted.shape) and str(tensor.dtype) == f"torch.{wanted.dtype}"
+        sizes = zip(tensor.shape, wanted.shape, strict=False)
+        if not fits or any(isinstance(size, int) and size != own for own, size in sizes):
+            shape = ", ".join(map(str, wanted.shape))
+            raise UserError(
+                f"Give input {wanted.name!r} as {wanted.dtype} [{shape}]; it is {tensor.dtype} {list(tensor.shape)}."
+            )
 
 
 def drawn_inputs(manifest: Manifest, batch: int = 1) -> list[Tensor]:
@@ -154,7 +178,9 @@ def read_artifact(folder: Path, find_backend: Any) -> Artifact:
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"Name the folder of an artifact: {folder} holds no {MANIFEST}.") from None
     except (pydantic.ValidationError, UnicodeDecodeError, KeyError, TypeError) as failure:
-        raise UserError(f"Compile again: {path} is damaged, or of another version ({str(failure).splitlines()[0]}).") from failure
+        raise UserError(
+            f"Compile again: {path} is damaged, or of another version ({str(failure).splitlines()[0]})."
+        ) from failure
     for name, file in manifest.files.items():
         _check(folder, name, file)
     return Artifact(folder, manifest, find_backend(manifest.backend))

@@ -83,7 +83,8 @@ def target_sheet(profile: HardwareProfile) -> RenderableType:
         facts.add_row(Text(name, style="dim"), Text(told or "none"))
     sheet = _table("figure", "value", "source", right=("value",))
     for where, figure in figures(profile):
-        source = Text("estimated", style="yellow") if figure.source is None else Text(figure.source)
+        estimated = Text("estimated", style="yellow")
+        source = estimated if figure.estimated else Text("measured" if figure.measured else str(figure.source))
         sheet.add_row(Text(_place(profile, where)), f"{figure.value:,g}", source)
     sources = Table.grid(padding=(0, 2, 0, 0))
     for key, url in profile.sources.items():

@@ -47,7 +47,8 @@ class Budget:
     def __post_init__(self) -> None:
         for option in dataclasses.fields(self):
             value = getattr(self, option.name)
-            if value is not None and not value >= 0:
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if value is not None and not (number and value >= 0):
                 raise UserError(f"Give Budget({option.name}=…) a number of at least 0, not {value!r}.")
 
 

@@ -15,6 +15,7 @@ from planish.compiler.calibration import InputForm, first_inputs, seeded
 from planish.compiler.errors import UserError
 from planish.compiler.inputs import Inputs, check_tensors
 from planish.compiler.program import Program
+from planish.compiler.trace import check_model
 
 ROWS = 2  # a batch of one is taken for a constant when a model is traced
 LENGTHS = (1024, 16000, 512, 256, 128, 64, 32, 16)
@@ -44,6 +45,7 @@ def find_example_inputs(
 
     Raises UserError that says what to pass if the model takes none of these.
     """
+    check_model(model)
     if given is not None:
         return check_tensors(Inputs.of(given), "example_inputs"), "The example inputs were given."
     if calibration is not None:

@@ -127,7 +127,7 @@ def test_a_link_out_of_the_folder_is_refused(copied: Path) -> None:
 
 def test_an_unknown_backend_is_told(copied: Path) -> None:
     edit(copied, backend="onyx")
-    with pytest.raises(UserError, match="'onyx'.*'onnx'"):
+    with pytest.raises(UserError, match=r"'onyx'.*'onnx'"):
         planish.load(copied)
 
 

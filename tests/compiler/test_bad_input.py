@@ -38,9 +38,14 @@ def broken(where: tuple[int, ...], value: float) -> Tensor:
     return batch
 
 
+class Nothing(Dataset[Tensor]):
+    def __len__(self) -> int:
+        return 0
+
+
 CALIBRATION: dict[str, tuple[Callable[[], Any], str]] = {
     "empty list": (list, "at least one batch"),
-    "empty loader": (lambda: DataLoader([], batch_size=2), "at least one batch"),
+    "empty loader": (lambda: DataLoader(Nothing(), batch_size=2), "at least one batch"),
     "empty generator": (lambda: iter(()), "at least one batch"),
     "NaN in the first batch": (lambda: [broken((1, 2, 0, 0), float("nan"))], "NaN.*calibration batch 0"),
     "infinite in the second": (lambda: [X, broken((0, 0, 0, 0), float("inf"))], "calibration batch 1"),
@@ -86,7 +91,7 @@ def test_calibration_data_that_raises_is_told_as_the_data_and_not_as_the_output(
 
 @pytest.mark.parametrize("calibrator", ["mes", "MSE", ""])
 def test_an_unknown_calibrator_is_told(calibrator: str) -> None:
-    with pytest.raises(UserError, match="minmax|mse"):
+    with pytest.raises(UserError, match=r"minmax|mse"):
         QuantizeInt8(calibrator=calibrator)
 
 
@@ -97,7 +102,9 @@ def test_what_is_no_pass_is_told(passes: Any, tmp_path: Path) -> None:
 
 def test_a_target_without_int8_is_told_for_the_pass_that_needs_it(tmp_path: Path) -> None:
     support = vnni().support.model_copy(update={"dtypes": ("fp32",)})
-    profile = vnni().model_copy(update={"quantization": None, "support": support, "channel_alignment": {}})
+    profile = vnni().model_copy(
+        update={"quantization": None, "support": support, "channel_alignment": {}, "sources": {}}
+    )
     refused(tmp_path, f"another target.*{profile.title}", target=profile, example_inputs=X)
     assert planish.compile(Cnn().eval(), profile, X).run(X).shape == (4, 5)
 

@@ -12,14 +12,24 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import planish
+from planish.backends.to_onnx.backend import OnnxBackend
 from planish.compiler.contracts import Budget
 from planish.compiler.errors import LoweringError, VerificationError
+from planish.compiler.hardware import HardwareProfile
+from planish.compiler.plugins import registry
 from planish.compiler.report import Report
 from planish.passes.quantize_int8 import QuantizeInt8
 from tests.compiler.fakes import FakeBackend, Scale, scaled
 from tests.compiler.models import Cnn, Several, case
 
 TARGET = "x86-avx512-vnni"
+
+
+class Untimed(OnnxBackend):
+    """The ONNX backend where times mean nothing to the test, and would only take long."""
+
+    def cannot_time(self, profile: HardwareProfile) -> str | None:
+        return "this test does not time"
 
 
 class Digits(nn.Module):
@@ -125,19 +135,25 @@ def test_compiling_leaves_the_model_as_it_was(digits: Trained) -> None:
     before = {name: value.clone() for name, value in digits.model.state_dict().items()}
     generator = torch.random.get_rng_state()
     digits.model.train()
-    planish.compile(digits.model, TARGET, calibration=[digits.train[0][:16]], passes=[QuantizeInt8()])
+    planish.compile(
+        digits.model, TARGET, calibration=[digits.train[0][:16]], passes=[QuantizeInt8()], backend=Untimed()
+    )
     assert digits.model.training
     digits.model.eval()
     assert all(torch.equal(value, before[name]) for name, value in digits.model.state_dict().items())
     assert torch.equal(torch.random.get_rng_state(), generator)
 
 
-def test_the_same_seed_gives_the_same_bytes(digits: Trained, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(128, 3)).eval()
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
-        planish.compile(digits.model, TARGET, torch.randn(2, 1, 8, 8), passes=[QuantizeInt8()], output=tmp_path / name, seed=seed)
-    model = {name: (tmp_path / name / "model.onnx").read_bytes() for name in "abc"}
-    assert model["a"] == model["b"]
-    assert model["a"] != model["c"], "the seed draws nothing: this test proves nothing"
+        planish.compile(
+            model, TARGET, torch.ones(2, 1, 8, 8), passes=[QuantizeInt8()], backend=Untimed(), seed=seed,
+            output=tmp_path / name,
+        )  # fmt: skip
+    files = {name: (tmp_path / name / "model.onnx").read_bytes() for name in "abc"}
+    assert files["a"] == files["b"]
+    assert files["a"] != files["c"], "the seed draws nothing: this test proves nothing"
     assert (tmp_path / "a/manifest.json").read_bytes() == (tmp_path / "b/manifest.json").read_bytes()
 
 
@@ -145,14 +161,16 @@ def test_data_that_can_be_read_only_once_is_enough(digits: Trained) -> None:
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         yield from zip(digits.train[0][:64].split(16), digits.train[1][:64].split(16), strict=True)
 
-    once = planish.compile(digits.model, TARGET, calibration=batches(), passes=[QuantizeInt8()])
-    again = planish.compile(digits.model, TARGET, calibration=[*batches()], passes=[QuantizeInt8()])
+    once = planish.compile(digits.model, TARGET, calibration=batches(), passes=[QuantizeInt8()], backend=Untimed())
+    again = planish.compile(digits.model, TARGET, calibration=[*batches()], passes=[QuantizeInt8()], backend=Untimed())
     x = digits.test[0][:5]
     assert torch.equal(once.run(x), again.run(x))
 
 
 def test_nothing_but_model_and_target_is_needed() -> None:
-    result = planish.compile(Cnn().eval(), TARGET)
+    model = Cnn().eval()
+    model.example_input_array = torch.randn(1, 3, 8, 8)
+    result = planish.compile(model, TARGET)
     assert result.run(torch.randn(5, 3, 8, 8)).shape == (5, 5)
     if any(step.compression == "quantize-int8" for step in result.report.steps):
         assert "No calibration data" in result.report.notes[0]
@@ -170,7 +188,7 @@ def test_a_model_that_nothing_can_be_gained_on_is_lowered_as_it_is(model: nn.Mod
 def test_outputs_come_in_the_structure_of_the_model(passes: list[planish.Pass]) -> None:
     pair = (torch.randn(4, 4), torch.randn(4, 4))
     model = Several().eval()
-    result = planish.compile(model, TARGET, (pair,), passes=passes)
+    result = planish.compile(model, TARGET, (pair,), passes=passes, backend=Untimed())
     got = result.run(pair)
     assert set(got) == {"total", "parts"}
     assert isinstance(got["parts"], tuple) and isinstance(got["parts"][1], list)
@@ -196,6 +214,16 @@ def test_an_exported_program_and_a_program_compile_as_the_model_does() -> None:
     for given in (exported, planish.compile(model, TARGET, x, passes=[]).program):
         result = planish.compile(given, TARGET, passes=[])
         torch.testing.assert_close(result.run(x), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", sorted(registry().profiles))
+def test_every_shipped_target_takes_a_small_network(target: str) -> None:
+    model = nn.Sequential(nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(576, 3)).eval()
+    x = torch.randn(1, 16, 8, 8)
+    result = planish.compile(model, target, x)
+    with torch.no_grad():
+        torch.testing.assert_close(result.run(x), model(x), rtol=0.1, atol=0.1)
 
 
 # ---------------------------------------------------------------------- never slower, with scripted times
@@ -231,8 +259,9 @@ def test_a_budget_that_is_not_met_is_told() -> None:
 
 
 def test_a_backend_that_computes_something_else_never_ships(tmp_path: Path) -> None:
+    backend = FakeBackend(damage=0.1)
     with pytest.raises(VerificationError, match="artifact"):
-        planish.compile(nn.Linear(4, 3), TARGET, torch.randn(2, 4), backend=FakeBackend(damage=0.1), output=tmp_path / "a")
+        planish.compile(nn.Linear(4, 3), TARGET, torch.randn(2, 4), backend=backend, output=tmp_path / "a")
     assert [*tmp_path.iterdir()] == []
 
 

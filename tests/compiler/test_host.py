@@ -4,7 +4,6 @@ import platform
 
 import pytest
 
-from planish.compiler import host
 from planish.compiler.hardware import Host
 from planish.compiler.host import cpu_flags, cpu_name, not_this_machine
 from tests.compiler.fakes import vnni
@@ -39,7 +38,7 @@ def test_a_board_is_never_this_machine() -> None:
 def test_the_names_of_other_systems_for_an_architecture_are_known(
     told: str, means: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(host.platform, "machine", lambda: told)
+    monkeypatch.setattr(platform, "machine", lambda: told)
     profile = vnni().model_copy(update={"host": Host(machine=means, cpu_flags=())})
     assert not_this_machine(profile) is None
 

@@ -67,7 +67,12 @@ def test_both_artifacts_are_timed_in_one_run(program: Program, tmp_path: Path) -
 
 @pytest.mark.parametrize(
     ("budget", "outcome"),
-    [(None, "undone"), (Budget(size_mb=0.002), "undone"), (Budget(size_mb=0.0005), "kept"), (Budget(size_mb=0), "kept")],
+    [
+        (None, "undone"),
+        (Budget(size_mb=0.002), "undone"),
+        (Budget(size_mb=0.0005), "kept"),
+        (Budget(size_mb=0), "kept"),
+    ],
 )
 def test_a_smaller_artifact_is_kept_only_where_the_budget_asks_for_size(
     program: Program, tmp_path: Path, budget: Budget | None, outcome: str

@@ -167,9 +167,7 @@ def test_all_passes_together_lose_no_more_of_the_metric_than_the_budget_allows(
     program: Program, tmp_path: Path
 ) -> None:
     scores = iter([0.90, 0.89, 0.88])
-    outcome = run(
-        program, tmp_path, Scale(), Keep(), budget=Budget(metric_drop=0.015), metric=lambda run: next(scores)
-    )
+    outcome = run(program, tmp_path, Scale(), Keep(), budget=Budget(metric_drop=0.015), metric=lambda run: next(scores))
     assert names(outcome) == [("scale", "kept"), ("keep", "undone")]
 
 

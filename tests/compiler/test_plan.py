@@ -117,7 +117,7 @@ def test_a_file_that_is_no_plan_is_named(content: bytes | None, tmp_path: Path) 
     path = tmp_path / "plan.toml"
     if content:
         path.write_bytes(content)
-    with pytest.raises(UserError, match="plan.toml"):
+    with pytest.raises(UserError, match=r"plan\.toml"):
         Plan.load(path)
 
 

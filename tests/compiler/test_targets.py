@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from torch import nn
 
 import planish
 from planish.compiler.errors import UserError
@@ -67,4 +68,4 @@ def test_an_unknown_backend_is_told_with_the_closest_name() -> None:
 def test_the_public_functions_tell_an_unknown_target_before_any_work() -> None:
     for function in (planish.compile, planish.check, planish.plan):
         with pytest.raises(UserError, match="x86-avx2"):
-            function(None, "x86-avx22")  # type: ignore[operator]
+            function(nn.ReLU(), "x86-avx22")

@@ -99,7 +99,7 @@ def wrong_scale(model: onnx.ModelProto) -> None:
     names = {node.input[1] for node in model.graph.node if node.op_type == "DequantizeLinear"}
     for tensor in model.graph.initializer:
         if tensor.name in names and numpy_helper.to_array(tensor).size > 1:
-            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.33), name))
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.33), tensor.name))
             return
     raise AssertionError(names)
 

@@ -136,9 +136,7 @@ def test_resnet20_loses_at_most_a_third_of_a_point_on_real_images(zoo: ModuleTyp
     real = zoo.load_real("resnet20-cifar10")
     images, _ = zoo.cifar10("train_20k")
     calibration = zoo.imagenet_norm(images[:256])
-    result = planish.compile(
-        real.model, "x86-avx512-vnni", calibration=calibration.split(64), passes=[QuantizeInt8()]
-    )
+    result = planish.compile(real.model, "x86-avx512-vnni", calibration=calibration.split(64), passes=[QuantizeInt8()])
     before, after = real.score(real.model), real.score(result.run)
     assert before - after <= 0.003
     assert result.artifact.size_bytes < 0.35 * sum(4 * p.numel() for p in real.model.parameters())

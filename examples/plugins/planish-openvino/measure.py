@@ -1,6 +1,6 @@
 """Measures the figures of README.md: one thread, batch 1, OpenVINO and ONNX Runtime in turns.
 
-From the root of planish, with both packages installed: python examples/plugins/planish-openvino/measure.py
+From the root of planish, with both packages installed: python examples/plugins/planish-openvino/measure.py [NETWORK …]
 The trained networks of ../shared/data are left out where that folder is missing.
 """
 
@@ -9,8 +9,9 @@ from __future__ import annotations
 import importlib
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -38,13 +39,18 @@ PROFILE = find_profile("x86-avx512-vnni")
 OURS, ONNX = OpenVinoBackend(), registry().find_backend("onnx")
 TURNS = 3
 
+Network = tuple[nn.Module, tuple[Tensor, ...]]
+
 
 def main() -> None:
     torch.set_num_threads(1)
     print(f"{cpu_name()}, 1 thread, batch 1, median of {TURNS} turns\n")
     speeds, ratios = [LATENCY_HEAD], []
-    for name, model, inputs in networks():
+    for name, build in networks().items():
+        if sys.argv[1:] and name not in sys.argv[1:]:
+            continue
         print(name, file=sys.stderr)
+        model, inputs = build()
         with tempfile.TemporaryDirectory() as folder, torch.no_grad():
             case = Case(model, inputs, Path(folder))
             speeds.append(f"| {name} | {case.speeds()} |")
@@ -64,18 +70,30 @@ LATENCY_HEAD = "\n".join(
 )
 
 
-def networks() -> Iterator[tuple[str, nn.Module, tuple[Tensor, ...]]]:
-    """Names, models and eight rows of inputs."""
-    for name in ("resnet18", "mobilenetv2"):
-        yield name, benchmarked.seeded_model(benchmarked.WORKLOADS[name]), benchmarked.images(8, 1)
-    resnet = with_silu(benchmarked.seeded_model(benchmarked.WORKLOADS["resnet18"]))
-    yield "resnet18, SiLU in its blocks", resnet, benchmarked.images(8, 1)
-    yield "BERT layer", bert_layer(), benchmarked.token_ids(8, 1)
+def networks() -> dict[str, Callable[[], Network]]:
+    """Name -> function that gives the model and eight rows of inputs."""
+    found: dict[str, Callable[[], Network]] = {
+        "resnet18": lambda: (benchmarked.seeded_model(benchmarked.WORKLOADS["resnet18"]), benchmarked.images(8, 1)),
+        "mobilenetv2": lambda: (
+            benchmarked.seeded_model(benchmarked.WORKLOADS["mobilenetv2"]),
+            benchmarked.images(8, 1),
+        ),
+        "resnet18-silu": resnet18_silu,
+        "bert-layer": lambda: (bert_layer(), benchmarked.token_ids(8, 1)),
+    }
     if (ROOT.parent / "shared" / "data" / "zoo.py").is_file():
-        zoo = importlib.import_module("zoo")
-        for name in ("resnet20-cifar10", "mobilenetv1-imagenet"):
-            case = zoo.load_real(name)
-            yield name, case.model, (case.inputs[:8],)
+        found |= {name: partial(trained, name) for name in ("resnet20-cifar10", "mobilenetv1-imagenet")}
+    return found
+
+
+def trained(name: str) -> Network:
+    case = importlib.import_module("zoo").load_real(name)
+    return case.model, (case.inputs[:8],)
+
+
+def resnet18_silu() -> Network:
+    """SiLU for ReLU inside the blocks; the sums keep theirs."""
+    return with_silu(benchmarked.seeded_model(benchmarked.WORKLOADS["resnet18"])), benchmarked.images(8, 1)
 
 
 def with_silu(model: nn.Module) -> nn.Module:

@@ -59,8 +59,8 @@ def compiled(file: Path, shapes: Shapes | None = None) -> openvino.CompiledModel
 class CompiledRunner(Runner):
     """Tensors are handed over without a copy. All cores are used.
 
-    The shapes of the first call get a compiled model of their own: up to 1.3 times as fast as one that takes
-    any shape. All other shapes share one of the latter kind, so there are never more than two.
+    The shapes of the first call get a compiled model of their own, which is faster than one that takes any
+    shape. All other shapes share one of the latter kind, so there are never more than two.
     """
 
     def __init__(self, file: Path) -> None:

@@ -1,0 +1,157 @@
+"""The rules by which a traced graph becomes a Program's: numbered, each with its reason."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import fx
+
+from planish.compiler.program import MODE, ModeArgument, Program
+
+aten = torch.ops.aten
+
+
+def canonicalize(program: Program, attention_dropouts: tuple[float, ...]) -> None:
+    """Apply all rules in place. ``attention_dropouts``: those of training, one an attention, where they are known."""
+    _inline_regions(program)
+    _use_reshape(program)
+    _use_functional_ops(program)
+    _drop_assertions(program)
+    _record_modes(program, attention_dropouts)
+    program.graph.lint()
+    program.graph_module.recompile()
+
+
+def attentions(graph: fx.Graph) -> list[fx.Node]:
+    return [node for node in graph.nodes if node.target is aten.scaled_dot_product_attention.default]
+
+
+def dropout_of(attention: fx.Node) -> float:
+    probability: Any = attention.args[4] if len(attention.args) > 4 else attention.kwargs.get("dropout_p", 0.0)
+    return float(probability)
+
+
+_REGIONS = (torch.ops.higher_order.wrap_with_set_grad_enabled, torch.ops.higher_order.wrap_with_autocast)
+
+
+def _inline_regions(program: Program) -> None:
+    """1. ``torch.no_grad`` and ``autocast`` regions become plain nodes (autocast is off on the way in)."""
+    for node in [*program.calls(*_REGIONS)]:
+        start = next(i for i, arg in enumerate(node.args) if isinstance(arg, fx.Node) and arg.op == "get_attr")
+        attribute = node.args[start]
+        assert isinstance(attribute, fx.Node)
+        region = getattr(program.graph_module, str(attribute.target))
+        operands = iter(node.args[start + 1 :])
+        values: dict[fx.Node, Any] = {}
+        for inner in region.graph.nodes:
+            if inner.op == "placeholder":
+                values[inner] = next(operands)
+        with program.graph.inserting_before(node):
+            results = program.graph.graph_copy(region.graph, values)
+        for user in [*node.users]:
+            if user.target is operator.getitem:
+                assert isinstance(results, (tuple, list))
+                user.replace_all_uses_with(results[user.args[1]])  # type: ignore[index]
+                program.graph.erase_node(user)
+        program.graph.erase_node(node)
+        if not attribute.users:
+            program.graph.erase_node(attribute)
+
+
+def _use_reshape(program: Program) -> None:
+    """2. ``view`` becomes ``reshape``: a view is recorded where the traced kernel happened to give such strides."""
+    for node in program.calls(aten.view.default, aten._unsafe_view.default):
+        node.target = aten.reshape.default
+
+
+def _use_functional_ops(program: Program) -> None:
+    """3. ``op_(x)`` becomes ``op(x)`` where nothing but its own result reads ``x`` or a view of it afterwards."""
+    order = {node: index for index, node in enumerate(program.graph.nodes)}
+    for node in [*program.calls()]:
+        target = node.target
+        if not isinstance(target, torch._ops.OpOverload) or not target._schema.is_mutable:
+            continue
+        functional = _functional_twin(target)
+        written = node.args[0]
+        if functional is None or not isinstance(written, fx.Node) or written.op in ("get_attr", "placeholder"):
+            continue
+        if all(order[reader] <= order[node] for alias in _aliases(written, node) for reader in alias.users):
+            node.target = functional
+
+
+def _functional_twin(target: torch._ops.OpOverload) -> torch._ops.OpOverload | None:
+    name = target._schema.name.removeprefix("aten::")
+    packet = getattr(aten, name.removesuffix("_"), None) if name.endswith("_") else None
+    twin = getattr(packet, target._overloadname, None) if packet is not None else None
+    same = twin is not None and len(twin._schema.arguments) == len(target._schema.arguments)
+    return twin if same else None
+
+
+def _aliases(node: fx.Node, but: fx.Node) -> set[fx.Node]:
+    """``node``, all it is a view of, and all views of those, other than through ``but``."""
+    found, waiting = set(), [node]
+    while waiting:
+        current = waiting.pop()
+        if current in found or current is but:
+            continue
+        found.add(current)
+        if _is_view(current) and isinstance(current.args[0], fx.Node):
+            waiting.append(current.args[0])
+        waiting.extend(user for user in current.users if _is_view(user) and user.args[0] is current)
+    return found
+
+
+def _is_view(node: fx.Node) -> bool:
+    if node.target is operator.getitem:  # split, chunk and unbind hand out views by getitem
+        return True
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    if node.target.overloadpacket in _MAYBE_VIEWS:
+        return True
+    return any(result.alias_info is not None for result in node.target._schema.returns)
+
+
+# These return their input or a copy of it, and their schemas do not say so.
+_MAYBE_VIEWS = (
+    aten.reshape, aten.reshape_as, aten.contiguous, aten.to, aten.type_as, aten.flatten, aten.dropout,
+    aten.feature_dropout, aten.expand_as, aten.unflatten,
+)  # fmt: skip
+
+
+def _drop_assertions(program: Program) -> None:
+    """4. Runtime assertions of the export go: planish checks inputs and shapes itself."""
+    for node in [*program.calls(aten._assert_tensor_metadata.default, aten._assert_scalar.default)]:
+        program.graph.erase_node(node)
+
+
+# ---------------------------------------------------------------------- training and evaluation
+
+
+_MODE_ARGUMENTS = {
+    aten.dropout.default: (2, "train"),
+    aten.feature_dropout.default: (2, "train"),
+    aten.alpha_dropout.default: (2, "train"),
+    aten.feature_alpha_dropout.default: (2, "train"),
+    aten.batch_norm.default: (5, "training"),
+    aten.rrelu.default: (3, "training"),
+    aten.lstm.input: (6, "train"),
+    aten.gru.input: (6, "train"),
+    aten.rnn_tanh.input: (6, "train"),
+    aten.rnn_relu.input: (6, "train"),
+}
+
+
+def _record_modes(program: Program, dropouts: tuple[float, ...]) -> None:
+    """5. Each node that behaves differently in training remembers how, so that the mode can be set right."""
+    for node in program.calls(*_MODE_ARGUMENTS):
+        position, name = _MODE_ARGUMENTS[node.target]  # type: ignore[index]
+        # a batch norm without running statistics uses those of the batch in evaluation too
+        always = node.target is aten.batch_norm.default and node.args[3] is None
+        node.meta[MODE] = ModeArgument(position, name, training=True, evaluation=always)
+    for index, node in enumerate(attentions(program.graph)):
+        own = dropout_of(node)
+        training = dropouts[index] if index < len(dropouts) else own
+        if training:
+            node.meta[MODE] = ModeArgument(4, "dropout_p", training=training, evaluation=0.0)
