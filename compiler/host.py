@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import platform
+from pathlib import Path
 from typing import Any
 
 import cpuinfo
@@ -36,4 +37,11 @@ def cpu_name() -> str:
 
 @functools.cache
 def _info() -> dict[str, Any]:
-    return dict(cpuinfo.get_cpu_info())
+    """Flags and name of the processor: from Linux itself where that is what runs, else by py-cpuinfo (0.5 s)."""
+    linux = Path("/proc/cpuinfo")
+    if not linux.exists():
+        return dict(cpuinfo.get_cpu_info())
+    lines = [line.partition(":") for line in linux.read_text().splitlines()]
+    fields = {key.strip(): value.strip() for key, _, value in reversed(lines)}
+    flags = fields.get("flags") or fields.get("Features") or ""
+    return {"flags": flags.split(), "brand_raw": fields.get("model name") or fields.get("Hardware")}

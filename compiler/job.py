@@ -32,7 +32,16 @@ from planish.compiler.rules import verify
 from planish.compiler.signature import Signature
 from planish.compiler.targets import Target, find_backend, find_profile
 from planish.compiler.trace import evaluated, trace_with_notes
-from planish.compiler.verify import demand_float, demand_quantized, errors, is_quantized, is_random
+from planish.compiler.verify import (
+    Outputs,
+    agree,
+    compare,
+    demand_float,
+    demand_quantized,
+    errors,
+    is_quantized,
+    outputs_of,
+)
 
 Model = nn.Module | ExportedProgram | Program
 
@@ -105,24 +114,28 @@ class Job:
         best, backend, profile = outcome.best, self.backend, self.profile
         with self.progress.stage("verify"):
             batches = self._fresh_batches()
-            self._check_program(outcome.baseline.program, batches)
+            cleaned = outputs_of(outcome.baseline.program, batches)
+            self._check_program(cleaned, batches)
             why_not = backend.cannot_run(profile)
             if why_not:
                 self.notes.append(f"The artifact was not run: {why_not}.")
                 return
-            self.errors = errors(best.program, runner_of(best, backend, profile), batches)
+            lowered = outputs_of(runner_of(best, backend, profile), batches)
+            expected = cleaned if best is outcome.baseline else outputs_of(best.program, batches)
+            self.errors = compare(expected, lowered)
             if is_quantized(best.program):
-                demand_quantized(self.errors, errors(outcome.baseline.program, best.program, batches))
+                demand_quantized(self.errors, compare(cleaned, expected))
             else:
                 demand_float(self.errors, "the float artifact")
 
-    def _check_program(self, program: Program, batches: list[Inputs]) -> None:
+    def _check_program(self, cleaned: Outputs, batches: list[Inputs]) -> None:
         """What tracing and the exact passes made, against the model as the user has it."""
         reference = evaluated(self.model) if isinstance(self.model, nn.Module) else self.program
-        if is_random(reference, batches[0]):
+        found = compare(outputs_of(reference, batches), cleaned)
+        if not agree(found) and not agree(errors(reference, reference, batches)):
             self.notes.append("The model is random in evaluation: the Program was not compared with it.")
         else:
-            demand_float(errors(reference, program, batches), "the traced and cleaned Program")
+            demand_float(found, "the traced and cleaned Program")
 
     def _fresh_batches(self) -> list[Inputs]:
         """A few rows, and one row; only the example inputs where the batch is fixed."""
@@ -185,7 +198,7 @@ def _calibration(
     if all(step.compression.exact for step in plan):
         return Calibration([program.example_inputs], "the example inputs")
     drawn = draw_calibration(program, seed=seed)
-    notes.insert(0, f"No calibration data was given: inputs were {drawn.origin}.")
+    notes.insert(0, f"Calibration inputs: {drawn.origin}.")
     return drawn
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import platform
 import tempfile
 import time
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -39,14 +41,16 @@ def local_profile() -> HardwareProfile:
     What it can do is taken from the shipped profile that shares most with it. Raises UserError if there is none.
     """
     cache = _cache_file()
-    if cache.exists():
-        try:
-            return HardwareProfile.model_validate_json(cache.read_text())
-        except ValidationError:
-            cache.unlink()  # of another version: measured anew
+    with contextlib.suppress(OSError, UnicodeDecodeError, ValidationError):  # absent, or of another version
+        return HardwareProfile.model_validate_json(cache.read_text())
     profile = measure(closest_relative(registry().profiles.values()))
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(cache, profile.model_dump_json(indent=2))
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(cache, profile.model_dump_json(indent=2))
+    except OSError as failure:  # a read-only home: the measurement is as good
+        warnings.warn(
+            f"planish measures this machine again next time: {cache} cannot be written ({failure}).", stacklevel=2
+        )
     return profile
 
 

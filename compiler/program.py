@@ -114,8 +114,7 @@ class Program:
         What passes work on: they replace tensors and never write into them, so the original stays
         as it was and a fork costs no memory.
         """
-        graph = copy.deepcopy(self.graph)
-        return Program(rebuild(self.graph_module, graph), self.example_inputs, dict(self.dynamic_axes))
+        return Program(rebuild(self.graph_module, _copied(self.graph)), self.example_inputs, dict(self.dynamic_axes))
 
     def copy(self) -> Program:
         """A Program that shares nothing with this one: train it, and the original keeps its weights."""
@@ -140,6 +139,17 @@ class Program:
         from planish.compiler.archive import load_program
 
         return load_program(Path(path))
+
+
+def _copied(graph: fx.Graph) -> fx.Graph:
+    """A graph with nodes of its own, and the same signature."""
+    twin = fx.Graph()
+    results = twin.graph_copy(graph, {}, return_output_node=True)
+    assert isinstance(results, tuple)
+    value, output = results
+    twin.output(value).meta = copy.copy(output.meta)
+    twin.set_codegen(graph._codegen)
+    return twin
 
 
 def rebuild(root: nn.Module, graph: fx.Graph) -> fx.GraphModule:

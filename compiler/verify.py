@@ -22,17 +22,23 @@ QUANTA = 255
 Run = Callable[..., Any]
 
 
+Outputs = list[list[Tensor]]
+"""Output leaf -> its value for each batch."""
+
+
 def errors(reference: Run, run: Run, batches: Sequence[Inputs]) -> list[Error]:
     """Distance of each output of ``run`` from the same output of ``reference``, over all ``batches``."""
-    expected, got = _gather(reference, batches), _gather(run, batches)
+    return compare(outputs_of(reference, batches), outputs_of(run, batches))
+
+
+def compare(expected: Outputs, got: Outputs) -> list[Error]:
     if len(expected) != len(got):
         raise VerificationError(f"The artifact has {len(got)} outputs, its reference {len(expected)}.")
     return [_error(index, a, b) for index, (a, b) in enumerate(zip(expected, got, strict=True))]
 
 
-def _gather(run: Run, batches: Sequence[Inputs]) -> list[list[Tensor]]:
-    """Output leaf -> its value for each batch."""
-    outputs: list[list[Tensor]] = []
+def outputs_of(run: Run, batches: Sequence[Inputs]) -> Outputs:
+    outputs: Outputs = []
     with torch.no_grad():
         for inputs in batches:
             leaves = [leaf for leaf in torch.utils._pytree.tree_leaves(inputs.call(run)) if isinstance(leaf, Tensor)]
@@ -102,9 +108,9 @@ def _agrees(error: Error) -> bool:
     return error.max_relative <= FLOAT_TOLERANCE.get(error.dtype, 0)
 
 
-def is_random(run: Run, inputs: Inputs) -> bool:
-    """Whether two calls with the same inputs give different outputs."""
-    return not all(_agrees(error) for error in errors(run, run, [inputs]))
+def agree(found: Sequence[Error]) -> bool:
+    """Whether all outputs agree as float outputs of their dtype should."""
+    return all(_agrees(error) for error in found)
 
 
 def demand_quantized(found: Sequence[Error], quantization: Sequence[Error]) -> None:

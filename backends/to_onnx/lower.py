@@ -30,7 +30,7 @@ from planish.compiler.program import Program, op_name, source_module
 from planish.compiler.scheme import Operator
 from planish.compiler.shapes import ensure_shapes
 
-OLDEST_OPSET = 18
+OLDEST_OPSET = 17
 """The rules give the axes of a reduction as an input, which begins there."""
 
 RULES: dict[Operator, Rule] = {
@@ -80,7 +80,10 @@ def to_onnx(program: Program, opset: int) -> ir.Model:
         elif node.op == "call_function":
             emitter.values[node] = _call(emitter, node)
     emitter.current = None
-    return _prune(emitter.model(inputs, _outputs(emitter, program)))
+    model = emitter.model(inputs, _outputs(emitter, program))
+    if opset < 18:
+        _axes_as_attributes(model)
+    return _prune(model)
 
 
 def _placeholder(program: Program, node: fx.Node, inputs: list[ir.Value]) -> Any:
@@ -157,3 +160,16 @@ def _prune(model: ir.Model) -> ir.Model:
     for name in [name for name, value in graph.initializers.items() if not value.uses() and value not in kept]:
         del graph.initializers[name]
     return model
+
+
+def _axes_as_attributes(model: ir.Model) -> None:
+    """Before opset 18 reductions (but ReduceSum) take their axes as an attribute.
+
+    https://onnx.ai/onnx/operators/onnx__ReduceMean.html
+    """
+    for node in model.graph:
+        if node.op_type.startswith("Reduce") and node.op_type != "ReduceSum" and len(node.inputs) > 1:
+            axes = node.inputs[1]
+            if axes is not None and axes.const_value is not None:
+                node.attributes["axes"] = ir.AttrInt64s("axes", axes.const_value.numpy().tolist())
+            node.resize_inputs(1)

@@ -20,7 +20,7 @@ from planish.compiler.host import cpu_name
 from planish.compiler.report import Latency
 
 WORKER = Path(__file__).with_name("timing_worker.py")
-SECONDS = 0.6
+SECONDS = 0.5
 """Measuring time for each file, at least."""
 ROUNDS = 12
 """Turns that this time is split into, at least."""
@@ -30,7 +30,7 @@ class _Worker:
     """A process that has loaded one file and waits."""
 
     def __init__(self, model: Path, inputs: Path, threads: int) -> None:
-        command = [sys.executable, "-I", str(WORKER), str(model), str(inputs), str(threads)]
+        command = [sys.executable, "-P", str(WORKER), str(model), str(inputs), str(threads)]
         self.model = model
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -51,7 +51,7 @@ class _Worker:
         line = self.process.stdout.readline()
         if not line:
             told = self.process.stderr.read().strip().splitlines()
-            why = told[-1] if told else f"exit status {self.process.wait()}"
+            why = " ".join(told[-4:]) if told else f"exit status {self.process.wait()}"
             raise LoweringError(f"ONNX Runtime cannot run {self.model.name}: {why}", component="onnx")
         return [float(ms) for ms in json.loads(line)]
 

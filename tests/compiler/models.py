@@ -18,9 +18,7 @@ class Cnn(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(inplace=True)
-        )
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(inplace=True))
         self.branch = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8))
         self.dropout, self.head = nn.Dropout(0.5), nn.Linear(8, 5)
 
@@ -139,9 +137,7 @@ def cases() -> dict[str, Case]:
         "several": Case(Several(), Inputs((pair,), {"mask": torch.ones(2, 3)})),
         "tied": Case(Tied(), Inputs.of(torch.randint(0, 11, (2, 7)))),
         "regions": Case(Regions(), Inputs.of(torch.randn(2, 4))),
-        "encoder": Case(
-            nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), Inputs.of(torch.randn(2, 5, 8))
-        ),
+        "encoder": Case(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), Inputs.of(torch.randn(2, 5, 8))),
     }
 
 

@@ -53,9 +53,7 @@ def test_a_loaded_program_is_the_one_that_was_saved(name: str, tmp_path: Path) -
     assert {key for key, _ in loaded.graph_module.named_parameters()} == {
         key for key, _ in program.graph_module.named_parameters()
     }
-    told = [
-        [(node.name, op_name(node), source_module(node)) for node in one.calls()] for one in (program, loaded)
-    ]
+    told = [[(node.name, op_name(node), source_module(node)) for node in one.calls()] for one in (program, loaded)]
     assert told[0] == told[1]
     for one, other in zip(loaded.example_inputs.leaves(), program.example_inputs.leaves(), strict=True):
         assert torch.equal(one, other)
@@ -170,9 +168,7 @@ def forge_attribute(document: Document, command: str) -> None:
     node["target"] = forged
 
 
-@pytest.mark.parametrize(
-    "forge", [forge_parameter, forge_placeholder, forge_keyword, forge_mode, forge_attribute]
-)
+@pytest.mark.parametrize("forge", [forge_parameter, forge_placeholder, forge_keyword, forge_mode, forge_attribute])
 def test_a_forged_name_is_refused_before_it_becomes_code(
     archive: Path, monkeypatch: pytest.MonkeyPatch, forge: Callable[[Document, str], None]
 ) -> None:
@@ -245,9 +241,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         lambda document: document.update(persistent=3),
     ],
 )
-def test_a_damaged_graph_is_refused_and_the_file_named(
-    archive: Path, change: Callable[[Document], Any]
-) -> None:
+def test_a_damaged_graph_is_refused_and_the_file_named(archive: Path, change: Callable[[Document], Any]) -> None:
     edit(archive, change)
     with pytest.raises(UserError, match=r"cnn\.planish"):
         Program.load(archive)
@@ -263,9 +257,7 @@ def test_graph_json_that_is_no_object_is_refused(archive: Path) -> None:
         Program.load(archive)
 
 
-def test_a_failed_save_leaves_the_old_file_and_nothing_else(
-    archive: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_save_leaves_the_old_file_and_nothing_else(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = archive.read_bytes()
 
     def full(*_: Any, **__: Any) -> None:

@@ -57,12 +57,8 @@ def test_inputs_are_told_from_labels(
     form: InputForm, batch: Any, args: list[Tensor], kwargs: dict[str, Tensor]
 ) -> None:
     found = form.inputs_of(batch)
-    assert len(found.args) == len(args) and all(
-        one is other for one, other in zip(found.args, args, strict=True)
-    )
-    assert set(found.kwargs) == set(kwargs) and all(
-        found.kwargs[name] is value for name, value in kwargs.items()
-    )
+    assert len(found.args) == len(args) and all(one is other for one, other in zip(found.args, args, strict=True))
+    assert set(found.kwargs) == set(kwargs) and all(found.kwargs[name] is value for name, value in kwargs.items())
 
 
 def test_a_model_that_takes_one_pair_gets_the_pair() -> None:
@@ -117,9 +113,7 @@ def test_data_without_a_batch_is_a_user_error(data: Any) -> None:
     limit=st.integers(1, 30),
     at_once=st.integers(1, 10),
 )
-def test_samples_are_the_first_rows_in_pieces_of_bounded_size(
-    sizes: list[int], limit: int, at_once: int
-) -> None:
+def test_samples_are_the_first_rows_in_pieces_of_bounded_size(sizes: list[int], limit: int, at_once: int) -> None:
     rows = torch.arange(sum(sizes)).reshape(-1, 1)
     calibration = Calibration([Inputs((part,)) for part in rows.split(sizes)], "given")
     pieces = [piece.args[0] for piece in calibration.samples(limit, at_once)]
@@ -149,9 +143,7 @@ def program() -> Program:
         torch.zeros(2, 3, 8, 8, dtype=torch.uint8),
     ],
 )
-def test_a_batch_that_does_not_fit_the_program_is_told_with_what_was_expected(
-    program: Program, bad: Tensor
-) -> None:
+def test_a_batch_that_does_not_fit_the_program_is_told_with_what_was_expected(program: Program, bad: Tensor) -> None:
     good = torch.randn(5, 3, 8, 8)
     calibration = iter(from_data([good, bad], ONE, program))
     assert next(calibration).batch_size == 5

@@ -59,9 +59,7 @@ def test_macs_of_convolutions_agree_with_the_flop_counter(data: st.DataObject) -
     options: dict[str, Any] = {name: data.draw(st.integers(1, 2)) for name in ("stride", "dilation")}
     if transposed and groups > 1:
         groups = 1  # the counter overlooks the groups of transposed convolutions; the next test covers them
-    layer = kinds[rank - 1](
-        channels, features, data.draw(st.integers(1, 3)), groups=groups, padding=1, **options
-    )
+    layer = kinds[rank - 1](channels, features, data.draw(st.integers(1, 3)), groups=groups, padding=1, **options)
     size = data.draw(st.integers(5, 8))
     assert_macs_agree(layer, torch.randn(2, channels, *[size] * rank))
 
@@ -81,28 +79,20 @@ def test_a_grouped_transposed_convolution_costs_as_much_as_its_groups_apart(
 
 
 @few
-@given(
-    st.lists(st.integers(1, 4), min_size=0, max_size=3), st.integers(1, 5), st.integers(1, 5), st.booleans()
-)
+@given(st.lists(st.integers(1, 4), min_size=0, max_size=3), st.integers(1, 5), st.integers(1, 5), st.booleans())
 def test_macs_of_matmul_with_broadcasting_agree_with_the_flop_counter(
     batch: list[int], rows: int, inner: int, shared: bool
 ) -> None:
     left = torch.randn(2, *batch, rows, inner)
-    right = torch.randn(
-        *([] if shared else [1 if index % 2 else size for index, size in enumerate(batch)]), inner, 3
-    )
+    right = torch.randn(*([] if shared else [1 if index % 2 else size for index, size in enumerate(batch)]), inner, 3)
     assert_macs_agree(Function(torch.matmul), left, right)
 
 
 @few
 @given(heads=st.integers(1, 3), queries=st.integers(1, 5), keys=st.integers(1, 5), width=st.integers(1, 4))
-def test_macs_of_attention_agree_with_the_flop_counter(
-    heads: int, queries: int, keys: int, width: int
-) -> None:
+def test_macs_of_attention_agree_with_the_flop_counter(heads: int, queries: int, keys: int, width: int) -> None:
     query, key = torch.randn(2, heads, queries, 4), torch.randn(2, heads, keys, 4)
-    assert_macs_agree(
-        Function(F.scaled_dot_product_attention), query, key, torch.randn(2, heads, keys, width)
-    )
+    assert_macs_agree(Function(F.scaled_dot_product_attention), query, key, torch.randn(2, heads, keys, width))
 
 
 @pytest.mark.parametrize(
@@ -207,9 +197,7 @@ def test_a_size_that_is_no_multiple_of_the_batch_is_computed_and_not_scaled() ->
 
 
 def test_a_fixed_batch_costs_what_it_costs_at_that_batch() -> None:
-    program = trace(
-        Function(lambda layer, x: layer(x.reshape(3, 4)), nn.Linear(4, 4)), Inputs.of(torch.randn(3, 4))
-    )
+    program = trace(Function(lambda layer, x: layer(x.reshape(3, 4)), nn.Linear(4, 4)), Inputs.of(torch.randn(3, 4)))
     assert program.dynamic_axes == {}
     assert totals(program, 8).macs == 3 * 16
 
@@ -278,7 +266,5 @@ def test_quantized_weights_count_once_and_belong_to_the_layer() -> None:
     costs = {cost.op: cost for cost in node_costs(quantized_linear(64))}
     layer = costs["aten.linear"]
     assert (layer.macs, layer.parameters) == (64 * 64, 64 * 64 + 64)
-    assert layer.parameter_bytes == 64 * 64 + 64 * 4 + 64 * (
-        4 + 8
-    )  # int8 weight, float bias, scales and zero points
+    assert layer.parameter_bytes == 64 * 64 + 64 * 4 + 64 * (4 + 8)  # int8 weight, float bias, scales and zero points
     assert costs["quantized_decomposed.dequantize_per_channel"].parameters == 0

@@ -51,9 +51,7 @@ def distance(program: Program, inputs: Tensor) -> float:
         for channel in range(len(mean)):
             seen = values[node.name][:, channel]
             deviation = variance[channel].sqrt()
-            total += float(
-                ((seen.mean() - mean[channel]) / deviation) ** 2 + (seen.std() / deviation - 1) ** 2
-            )
+            total += float(((seen.mean() - mean[channel]) / deviation) ** 2 + (seen.std() / deviation - 1) ** 2)
     return total
 
 
@@ -69,10 +67,7 @@ def test_drawn_inputs_match_the_statistics_of_batch_norms_far_better_than_noise_
     noise, matched, real = (distance(program, x) for x in (torch.randn(32, 3, 16, 16), drawn, images(32)))
     print(f"distance: noise {noise:.3f}, drawn {matched:.3f}, real images {real:.3f}")
     assert matched < noise / 10
-    assert (
-        calibration.origin
-        == "drawn so as to match the statistics of 2 batch norms (no calibration data was given)"
-    )
+    assert calibration.origin == "drawn so as to match the statistics of 2 batch norms (no calibration data was given)"
 
 
 def test_the_same_seed_draws_the_same_inputs_and_another_seed_others() -> None:
@@ -115,9 +110,7 @@ class Text(nn.Module):
         self.words, self.places = nn.Embedding(7, 4), nn.Embedding(3, 4)
 
     def forward(self, ids: Tensor, places: Tensor, mask: Tensor, lengths: Tensor) -> Tensor:
-        y = self.words(ids[:, 1:].contiguous().view(-1, 5)) + self.places(
-            places.transpose(0, 1).long()
-        ).transpose(0, 1)
+        y = self.words(ids[:, 1:].contiguous().view(-1, 5)) + self.places(places.transpose(0, 1).long()).transpose(0, 1)
         result: Tensor = (y * mask[..., None]).sum(1) + self.words(lengths * 0 + 1)
         return result
 

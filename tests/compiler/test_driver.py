@@ -18,6 +18,7 @@ from planish.compiler.errors import LoweringError, VerificationError
 from planish.compiler.hardware import HardwareProfile
 from planish.compiler.plugins import registry
 from planish.compiler.report import Report
+from planish.compiler.verify import is_quantized
 from planish.passes.quantize_int8 import QuantizeInt8
 from tests.compiler.fakes import FakeBackend, Scale, scaled
 from tests.compiler.models import Cnn, Several, case
@@ -122,8 +123,6 @@ def test_the_report_has_the_figures_of_every_step(compiled: planish.Result) -> N
 
 
 def test_the_integers_are_in_the_file(compiled: planish.Result) -> None:
-    from planish.compiler.verify import is_quantized
-
     assert is_quantized(compiled.program)
     (file,) = compiled.artifact.folder.glob("*.onnx")
     weights = sum(p.numel() for p in compiled.program.graph_module.parameters())
@@ -230,8 +229,6 @@ def test_every_shipped_target_takes_a_small_network(target: str) -> None:
 
 
 def test_a_slower_pass_of_the_plan_is_undone_and_the_float_artifact_returned() -> None:
-    from planish.compiler.verify import is_quantized
-
     backend = FakeBackend(latency_of=lambda program: 2.0 if is_quantized(program) else 1.0, quantizes=True)
     result = planish.compile(Cnn().eval(), TARGET, torch.randn(2, 3, 8, 8), backend=backend)
     step = result.report.steps[-1]

@@ -21,9 +21,7 @@ def test_a_file_that_cannot_be_read_names_the_file(tmp_path: Path) -> None:
 
 
 def test_line_numbers_follow_headers_quoted_keys_and_lists_of_tables() -> None:
-    text = (
-        'a = 1\n[t]\n"b c" = 2\n[[l]]\nx = 1\n[l.sub]\ny = 1\n[[l]]\n[l.sub]\ny = [\n  "z = 3",\n]\nq.r = 1\n'
-    )
+    text = 'a = 1\n[t]\n"b c" = 2\n[[l]]\nx = 1\n[l.sub]\ny = 1\n[[l]]\n[l.sub]\ny = [\n  "z = 3",\n]\nq.r = 1\n'
     assert line_numbers(text) == {
         ("a",): 1,
         ("t",): 2,

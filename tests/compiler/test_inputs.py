@@ -39,11 +39,7 @@ def test_inputs_call_a_model_as_its_user_does() -> None:
 def test_map_changes_every_leaf_and_keeps_the_structure() -> None:
     made = Inputs(((x, [x]),), {"a": {"b": x}}).map(lambda leaf: leaf + 1)
     assert all(torch.equal(leaf, x + 1) for leaf in made.leaves())
-    assert (
-        isinstance(made.args[0], tuple)
-        and isinstance(made.args[0][1], list)
-        and set(made.kwargs["a"]) == {"b"}
-    )
+    assert isinstance(made.args[0], tuple) and isinstance(made.args[0][1], list) and set(made.kwargs["a"]) == {"b"}
 
 
 @pytest.mark.parametrize(

@@ -44,9 +44,7 @@ class Nowhere(Backend):
 
 def plugin(name: str, **returned: Any) -> SimpleNamespace:
     """A plugin called ``name`` that returns ``returned["passes"]`` from planish_passes, and so on."""
-    return SimpleNamespace(
-        __name__=name, **{f"planish_{kind}": hook(value) for kind, value in returned.items()}
-    )
+    return SimpleNamespace(__name__=name, **{f"planish_{kind}": hook(value) for kind, value in returned.items()})
 
 
 def hook(returned: Any) -> Callable[[], Any]:
@@ -109,9 +107,7 @@ vendors = sys.modules.keys() & {"onnx", "onnxruntime", "onnxscript", "onnx_ir"}
 print(json.dumps([imported, sorted(vendors)]))
 """
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    told = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
+    told = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert json.loads(told.stdout) == [[], []]
 
 
@@ -127,13 +123,9 @@ def test_the_compiler_names_built_in_modules_that_exist() -> None:
 @pytest.mark.usefixtures("nothing_built_in")
 @given(mine=st.sets(st.sampled_from("abcdefgh")), yours=st.sets(st.sampled_from("abcdefgh")))
 def test_names_are_sorted_and_owned_or_clash(mine: set[str], yours: set[str]) -> None:
-    both = [
-        plugin(who, passes=[*map(pass_called, names)]) for who, names in (("mine", mine), ("yours", yours))
-    ]
+    both = [plugin(who, passes=[*map(pass_called, names)]) for who, names in (("mine", mine), ("yours", yours))]
     if mine & yours:
-        with pytest.raises(
-            PluginError, match="both the plugin 'mine' and the plugin 'yours' claim that name"
-        ):
+        with pytest.raises(PluginError, match="both the plugin 'mine' and the plugin 'yours' claim that name"):
             make_registry(both)
         return
     found = make_registry(both)
@@ -162,9 +154,7 @@ def test_a_folder_and_a_file_are_both_read(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.usefixtures("nothing_built_in")
-def test_an_unknown_name_is_answered_with_the_closest(
-    find: str, wrong: str, right: str, tmp_path: Path
-) -> None:
+def test_an_unknown_name_is_answered_with_the_closest(find: str, wrong: str, right: str, tmp_path: Path) -> None:
     path = board(tmp_path, "my-board", "old-name")
     found = make_registry([plugin("mine", passes=[Idle], backends=[Nowhere()], profiles=[path])])
     assert getattr(found, find)(right)
@@ -192,9 +182,7 @@ def test_an_alias_that_is_the_name_of_another_profile_is_refused(tmp_path: Path)
 
 
 def test_a_plugin_cannot_take_the_name_of_something_built_in() -> None:
-    expected = (
-        r"'quantize-int8'.*both the plugin 'planish.passes.plugin' of planish and the plugin 'mine' claim"
-    )
+    expected = r"'quantize-int8'.*both the plugin 'planish.passes.plugin' of planish and the plugin 'mine' claim"
     with pytest.raises(PluginError, match=expected):
         make_registry([plugin("mine", passes=[pass_called("quantize-int8")])])
 
@@ -253,9 +241,7 @@ def test_installed_plugins_are_loaded_in_the_order_of_their_names(
 def test_a_profile_that_is_wrong_names_its_plugin_and_the_field(tmp_path: Path) -> None:
     path = board(tmp_path, "my-board")
     path.write_text(path.read_text().replace("size_mb", "size_gb"))
-    with pytest.raises(
-        PluginError, match=r"(?s)the plugin 'mine'.*my-board.toml:\d+: memory\.size_gb"
-    ) as caught:
+    with pytest.raises(PluginError, match=r"(?s)the plugin 'mine'.*my-board.toml:\d+: memory\.size_gb") as caught:
         make_registry([plugin("mine", profiles=[path])])
     assert isinstance(caught.value.__cause__, UserError)
 
@@ -327,9 +313,7 @@ def test_a_misspelt_hook_is_told_with_the_closest() -> None:
 
 @pytest.mark.usefixtures("nothing_built_in")
 def test_a_plugin_whose_hooks_are_not_marked_is_told_so() -> None:
-    with pytest.raises(
-        PluginError, match=r"'forgetful': mark at least one of .*planish_passes.* with hookimpl"
-    ):
+    with pytest.raises(PluginError, match=r"'forgetful': mark at least one of .*planish_passes.* with hookimpl"):
         make_registry([SimpleNamespace(__name__="forgetful", planish_passes=lambda: [Idle])])
 
 

@@ -16,9 +16,7 @@ from tests.compiler.models import NAMES, Attention, Cnn, Regions, Tied, case
 aten = torch.ops.aten
 
 
-def train(
-    model: Callable[..., Any], parameters: Any, inputs: Tensor, targets: Tensor, steps: int = 5
-) -> list[float]:
+def train(model: Callable[..., Any], parameters: Any, inputs: Tensor, targets: Tensor, steps: int = 5) -> list[float]:
     optimizer = torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
     losses = []
     for _ in range(steps):
@@ -162,9 +160,7 @@ def test_calls_finds_nodes_by_operator_and_tensor_reads_their_constants() -> Non
     program = trace(model, Inputs.of(torch.randn(2, 3, 8, 8)))
     first, second = program.calls(aten.conv2d.default)
     assert program.tensor(first.args[1]) is model.stem[0].weight
-    assert (
-        program.tensor(first.args[0]) is None and program.tensor(None) is None and program.tensor(3) is None
-    )
+    assert program.tensor(first.args[0]) is None and program.tensor(None) is None and program.tensor(3) is None
     assert op_name(first) == "aten.conv2d" and second in [*program.calls()]
     assert [node.name for node in program.placeholders] == ["x"] and program.output.op == "output"
 

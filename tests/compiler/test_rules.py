@@ -60,7 +60,6 @@ def give_a_weight_another_shape(program: Program) -> None:
     set_tensor(program.graph_module, "head.weight", nn.Parameter(torch.zeros(5, 9)))
 
 
-
 @pytest.mark.parametrize(
     ("harm", "told"),
     [

@@ -28,9 +28,7 @@ structures = st.recursive(
 )
 
 
-def signature(
-    args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any, parameters: tuple[str, ...]
-) -> Signature:
+def signature(args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any, parameters: tuple[str, ...]) -> Signature:
     return Signature(parameters, pytree.tree_structure((args, kwargs)), pytree.tree_structure(outputs))
 
 
@@ -111,9 +109,7 @@ def test_named_tuples_come_back_as_what_they_were() -> None:
     assert (result.first, result.second) == (1, (2, 3)) and type(result) is Pair
 
 
-@pytest.mark.parametrize(
-    "kind", ["os.system", "builtins.exec", "subprocess.Popen", "no.such.Type", "", "Type"]
-)
+@pytest.mark.parametrize("kind", ["os.system", "builtins.exec", "subprocess.Popen", "no.such.Type", "", "Type"])
 def test_a_forged_type_becomes_a_plain_dict_and_is_not_called(kind: str) -> None:
     data = {
         "parameters": [],

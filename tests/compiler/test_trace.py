@@ -155,9 +155,7 @@ def test_a_branch_on_values_is_a_user_error_that_names_the_line() -> None:
             return -x
 
     line = inspect.getsourcelines(Branch.forward)[1] + 1
-    with pytest.raises(
-        UserError, match=rf"Branch cannot be traced at .*test_trace\.py:{line} .*torch\.where"
-    ):
+    with pytest.raises(UserError, match=rf"Branch cannot be traced at .*test_trace\.py:{line} .*torch\.where"):
         trace(Branch(), Inputs.of(torch.randn(2, 3)))
 
 

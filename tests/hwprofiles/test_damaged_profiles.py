@@ -87,9 +87,7 @@ def test_a_deleted_field_is_reported_with_file_line_and_field(path: Path, tmp_pa
     ("field", "wrong"),
     [("size_mb", "size_gb"), ("bandwidth_gb_s", "bandwidth_mb_s"), ("peak_gops", "peak_tops")],
 )
-def test_a_wrong_unit_names_the_field_that_is_meant(
-    path: Path, field: str, wrong: str, tmp_path: Path
-) -> None:
+def test_a_wrong_unit_names_the_field_that_is_meant(path: Path, field: str, wrong: str, tmp_path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     line = text[: text.index(field)].count("\n") + 1
     copy = edited(path, tmp_path, line, field, wrong)
@@ -98,9 +96,7 @@ def test_a_wrong_unit_names_the_field_that_is_meant(
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 @pytest.mark.parametrize("table", ["memory", "support"])
-def test_a_misspelt_table_is_reported_as_unknown_and_as_missing(
-    path: Path, table: str, tmp_path: Path
-) -> None:
+def test_a_misspelt_table_is_reported_as_unknown_and_as_missing(path: Path, table: str, tmp_path: Path) -> None:
     header = path.read_text(encoding="utf-8").splitlines().index(f"[{table}]") + 1
     copy = edited(path, tmp_path, header, f"[{table}]", f"[{table}s]")
     message = error_of(copy)

@@ -67,9 +67,7 @@ def test_no_name_or_alias_means_two_devices() -> None:
 
 
 def test_the_readme_documents_every_field_and_no_other() -> None:
-    documented = set(
-        re.findall(r"^\| `([a-z_]+)`", (FOLDER / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
-    )
+    documented = set(re.findall(r"^\| `([a-z_]+)`", (FOLDER / "README.md").read_text(encoding="utf-8"), re.MULTILINE))
     assert documented == {field for table in TABLES for field in table.model_fields}
 
 
@@ -163,9 +161,7 @@ def test_faster_siblings_are_faster() -> None:
 # What the backends need
 
 
-@pytest.mark.parametrize(
-    "name", [name for name, profile in PROFILES.items() if profile.backend == "tensorrt"]
-)
+@pytest.mark.parametrize("name", [name for name, profile in PROFILES.items() if profile.backend == "tensorrt"])
 def test_tensorrt_profiles_quantize_as_tensorrt_accepts_it(name: str) -> None:
     profile = PROFILES[name]
     scheme = profile.quantization
@@ -183,9 +179,7 @@ def test_weights_keep_seven_bits_exactly_where_the_multiply_add_saturates() -> N
     for profile in hosted:
         assert profile.host is not None
         assert profile.quantization is not None
-        saturates = profile.host.machine == "x86_64" and not any(
-            "vnni" in flag for flag in profile.host.cpu_flags
-        )
+        saturates = profile.host.machine == "x86_64" and not any("vnni" in flag for flag in profile.host.cpu_flags)
         assert (profile.quantization.weight_bits == 7) == saturates
 
 

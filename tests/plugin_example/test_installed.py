@@ -82,9 +82,7 @@ errors = [(run(x) - rounded(x)).abs().max().item() for run in (result.run, plani
 assert (model(x) - rounded(x)).abs().max() > 1e-4
 print(json.dumps([errors, json.loads(result.report.model_dump_json())]))
 """
-    errors, report = json.loads(
-        run_python(code, tmp_path / "artifact", path=(installed, ROOT)).splitlines()[-1]
-    )
+    errors, report = json.loads(run_python(code, tmp_path / "artifact", path=(installed, ROOT)).splitlines()[-1])
     assert max(errors) < 1e-6
     assert (report["target"], report["backend"]) == ("example-board", "torch-archive")
     (step,) = [step for step in report["steps"] if step["compression"] == "round-weights"]

@@ -116,9 +116,7 @@ def test_an_allowed_program_has_no_findings() -> None:
     ],
 )
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the expectations are those of an x86-64 machine")
-def test_artifacts_are_timed_only_where_this_machine_is_the_device(
-    host: Host | None, is_the_device: bool
-) -> None:
+def test_artifacts_are_timed_only_where_this_machine_is_the_device(host: Host | None, is_the_device: bool) -> None:
     profile = BOARD.model_copy(update={"host": host})
     assert (BACKEND.cannot_time(profile) is None) == is_the_device
     assert BACKEND.cannot_run(profile) is None

@@ -139,5 +139,5 @@ def test_an_operator_without_a_rule_is_named_with_its_module() -> None:
 
 
 def test_an_opset_that_is_too_old_is_refused() -> None:
-    with pytest.raises(LoweringError, match="opset 18 or later"):
+    with pytest.raises(LoweringError, match="opset 17 or later"):
         to_onnx(unsupported_program(), 13)

@@ -50,9 +50,7 @@ class TorchArchive(Backend):
     def cannot_time(self, profile: HardwareProfile) -> str | None:
         return not_this_machine(profile)
 
-    def load(
-        self, folder: Path, profile: HardwareProfile, signature: Signature, runtime: dict[str, Any]
-    ) -> Runner:
+    def load(self, folder: Path, profile: HardwareProfile, signature: Signature, runtime: dict[str, Any]) -> Runner:
         return ProgramRunner(Program.load(folder / FILE))
 
     def time(
