@@ -46,10 +46,10 @@ def draw_calibration(program: Program, samples: int = 64, seed: int = 0) -> Cali
     generator = seeded(seed)
     batches = [_draw(fork, rows, generator) for _ in range(math.ceil(count / rows))]
     if not norms:
-        return Calibration(batches, "drawn from a normal distribution (no calibration data was given)")
+        return Calibration(batches, "drawn from a normal distribution")
     matched = [_match(fork, norms, batch, steps) for batch in batches]
     told = f"{len(norms)} batch norm{'s' if len(norms) > 1 else ''}"
-    return Calibration(matched, f"drawn so as to match the statistics of {told} (no calibration data was given)")
+    return Calibration(matched, f"drawn so as to match the statistics of {told}")
 
 
 def _effort(program: Program, samples: int) -> tuple[int, int, int]:

@@ -198,7 +198,7 @@ def _calibration(
     if all(step.compression.exact for step in plan):
         return Calibration([program.example_inputs], "the example inputs")
     drawn = draw_calibration(program, seed=seed)
-    notes.insert(0, f"Calibration inputs: {drawn.origin}.")
+    notes.insert(0, f"No calibration data was given: inputs were {drawn.origin}.")
     return drawn
 
 

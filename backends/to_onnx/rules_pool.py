@@ -170,7 +170,7 @@ def resize(mode: str, coordinates: str = "", **attributes: Any) -> Rule:
 
     def rule(e: Emitter, x: Value, size: Sequence[Size] | None, *rest: Any) -> Value:
         align, factors = (False, rest[0]) if coordinates else (rest[0], rest[1])
-        where = coordinates or ("align_corners" if align else "half_pixel" if mode == "cubic" else "pytorch_half_pixel")
+        where = coordinates or ("align_corners" if align else "half_pixel")
         options = {"mode": mode, "coordinate_transformation_mode": where, **attributes}
         if factors is not None:
             scales = e.constant([1.0, 1.0, *(float(f) for f in factors)], torch.float32)
