@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from planish.backends.to_onnx import timing
 from planish.backends.to_onnx.backend import FILE, OnnxBackend
-from planish.backends.to_onnx.timing import ROUNDS, time_files
+from planish.backends.to_onnx.timing import time_files
+from planish.compiler import paired_timing
 from planish.compiler.errors import LoweringError
 from planish.compiler.host import cpu_name
 from planish.compiler.inputs import Inputs
@@ -35,7 +35,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def test_times_are_measured_in_turns_and_say_how(folders: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timing, "SECONDS", 0.2)
+    monkeypatch.setattr(paired_timing, "SECONDS", 0.2)
     profile = registry().find_profile("x86-avx512-vnni")
     small, large = OnnxBackend().time(folders, profile, [X])
     assert small.median_ms * 5 < large.median_ms
@@ -47,7 +47,7 @@ def test_times_are_measured_in_turns_and_say_how(folders: list[Path], monkeypatc
 
 
 def test_no_process_is_left_behind(folders: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timing, "SECONDS", 0.05)
+    monkeypatch.setattr(paired_timing, "SECONDS", 0.05)
     before = {child.pid for child in psutil.Process(os.getpid()).children()}
     time_files([folder / FILE for folder in folders], {"input_1": X})
     assert {child.pid for child in psutil.Process(os.getpid()).children()} <= before
@@ -77,7 +77,7 @@ def test_each_file_is_timed_in_every_round(monkeypatch: pytest.MonkeyPatch) -> N
             order.append(self.name)
             return [self.ms] * count
 
-    monkeypatch.setattr(timing, "SECONDS", 0.6)
-    a, b = timing._in_turns([Scripted("a", 1.0), Scripted("b", 100.0)])  # type: ignore[list-item]
+    monkeypatch.setattr(paired_timing, "SECONDS", 0.6)
+    a, b = paired_timing.in_turns([Scripted("a", 1.0), Scripted("b", 100.0)])  # type: ignore[list-item]
     assert order == ["a", "b"] * (len(order) // 2), "they do not take turns"
-    assert len(order) // 2 >= 5 and len(a) == ROUNDS * 50 and len(b) == ROUNDS
+    assert len(order) // 2 >= 5 and len(a) == paired_timing.ROUNDS * 50 and len(b) == paired_timing.ROUNDS
