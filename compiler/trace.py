@@ -152,7 +152,8 @@ def _training_dropouts(model: nn.Module, exported: ExportedProgram, inputs: Inpu
 
 
 def _to_program(exported: ExportedProgram, inputs: Inputs, dropouts: tuple[float, ...]) -> Program:
-    module = exported.module(check_guards=False)
+    with quiet_torch():
+        module = exported.module(check_guards=False)
     assert isinstance(module, fx.GraphModule)
     program = Program(module, inputs, _dynamic_axes(module.graph)).fork()
     canonicalize(program, dropouts)
