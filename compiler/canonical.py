@@ -67,7 +67,7 @@ def _use_reshape(program: Program) -> None:
 
 
 def _use_functional_ops(program: Program) -> None:
-    """3. ``op_(x)`` becomes ``op(x)`` where nothing but its own result reads ``x`` or a view of it afterwards."""
+    """3. ``op_(x)`` becomes ``op(x)`` where only its own result reads ``x`` afterwards: no view of it, no buffer, no input."""
     order = {node: index for index, node in enumerate(program.graph.nodes)}
     for node in [*program.calls()]:
         target = node.target
@@ -75,9 +75,11 @@ def _use_functional_ops(program: Program) -> None:
             continue
         functional = _functional_twin(target)
         written = node.args[0]
-        if functional is None or not isinstance(written, fx.Node) or written.op in ("get_attr", "placeholder"):
+        if functional is None or not isinstance(written, fx.Node):
             continue
-        if all(order[reader] <= order[node] for alias in _aliases(written, node) for reader in alias.users):
+        aliases = _aliases(written, node)
+        outlives_the_call = any(alias.op in ("get_attr", "placeholder") for alias in aliases)
+        if not outlives_the_call and all(order[user] <= order[node] for alias in aliases for user in alias.users):
             node.target = functional
 
 

@@ -84,7 +84,9 @@ class Job:
         if not dynamic:
             notes.append(f"{profile.title} takes fixed shapes only: the batch is {program.example_inputs.batch_size}.")
         notes += [origin, *traced.notes]
-        _raise_errors(run_checks(program, chosen.checks(profile)), profile)
+        findings = run_checks(program, chosen.checks(profile))
+        _raise_errors(findings, profile)
+        notes += _warnings(findings)
         scheme = chosen.scheme(profile)
         budget = budget or Budget()
         with progress.stage("plan"):
@@ -181,6 +183,15 @@ class Job:
             seconds=self.progress.seconds,
             peak_memory_mb=peak_memory_mb(),
         )
+
+
+def _warnings(findings: list[Finding]) -> list[str]:
+    """A sentence for each check that warns, with how often it does and where first."""
+    found: dict[str, list[Finding]] = {}
+    for finding in findings:
+        if finding.check.severity == "warning":
+            found.setdefault(finding.check.name, []).append(finding)
+    return [f"{of[0]}" + (f" and {len(of) - 1} more." if len(of) > 1 else "") for of in found.values()]
 
 
 def _raise_errors(findings: list[Finding], profile: HardwareProfile) -> None:

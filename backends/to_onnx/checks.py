@@ -16,7 +16,7 @@ aten = torch.ops.aten
 
 
 def checks_for(profile: HardwareProfile) -> tuple[Check, ...]:
-    return (NO_COMPLEX, NO_RULE)
+    return (NO_COMPLEX, NO_RULE, NO_STATE)
 
 
 def _without_rule(program: Program) -> Iterator[fx.Node]:
@@ -33,6 +33,17 @@ def _complex(program: Program) -> Iterator[fx.Node]:
             yield node
 
 
+def _writes_state(program: Program) -> Iterator[fx.Node]:
+    for node in program.calls():
+        if not isinstance(node.target, torch._ops.OpOverload) or not node.target._schema.is_mutable:
+            continue
+        written = node.args[0] if node.args else None
+        while isinstance(written, fx.Node) and written.op == "call_function" and written.args:
+            written = written.args[0]  # through views, to what is written
+        if isinstance(written, fx.Node) and written.op == "get_attr":
+            yield node
+
+
 NO_COMPLEX = Check(
     "no-complex-numbers",
     "Compute with real and imaginary parts apart: ONNX has no complex tensors.",
@@ -41,7 +52,13 @@ NO_COMPLEX = Check(
 )
 NO_RULE = Check(
     "own-rules",
-    "No rule of planish lowers this operator: torch.onnx.export is used for the whole model, with its own graph form.",
+    "No rule of planish lowers this operator: PyTorch decomposes it, or its exporter lowers the whole model.",
     _without_rule,
+    severity="warning",
+)
+NO_STATE = Check(
+    "no-state",
+    "The model writes into its own buffers: the artifact keeps no state from one call to the next.",
+    _writes_state,
     severity="warning",
 )

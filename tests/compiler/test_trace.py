@@ -207,3 +207,18 @@ def test_dropout_in_a_program_drops_what_it_drops_in_the_model() -> None:
     torch.manual_seed(1)
     assert torch.equal(program(torch.ones(2, 100)), expected)
     assert torch.equal(program.eval()(torch.ones(2, 100)), torch.ones(2, 100))
+
+
+def test_a_write_into_a_part_of_a_buffer_is_kept() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls[1:].add_(1)
+            return x * 2
+
+    program = trace(Counting(), torch.randn(2, 3)).copy()
+    program(torch.randn(2, 3))
+    assert program.state_dict()["calls"].tolist() == [0, 1, 1, 1]
