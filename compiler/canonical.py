@@ -67,7 +67,7 @@ def _use_reshape(program: Program) -> None:
 
 
 def _use_functional_ops(program: Program) -> None:
-    """3. ``op_(x)`` becomes ``op(x)`` where only its own result reads ``x`` afterwards: no view of it, no buffer, no input."""
+    """3. ``op_(x)`` becomes ``op(x)`` where ``x`` is no input or buffer, and only the result reads it afterwards."""
     order = {node: index for index, node in enumerate(program.graph.nodes)}
     for node in [*program.calls()]:
         target = node.target
