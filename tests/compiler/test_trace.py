@@ -211,6 +211,8 @@ def test_dropout_in_a_program_drops_what_it_drops_in_the_model() -> None:
 
 def test_a_write_into_a_part_of_a_buffer_is_kept() -> None:
     class Counting(nn.Module):
+        calls: Tensor
+
         def __init__(self) -> None:
             super().__init__()
             self.register_buffer("calls", torch.zeros(4))
