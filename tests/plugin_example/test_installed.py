@@ -86,7 +86,8 @@ print(json.dumps([errors, json.loads(result.report.model_dump_json())]))
     assert max(errors) < 1e-6
     assert (report["target"], report["backend"]) == ("example-board", "torch-archive")
     (step,) = [step for step in report["steps"] if step["compression"] == "round-weights"]
-    assert (step["options"], step["outcome"]) == ({"mantissa_bits": 7}, "kept on request")
+    assert step["options"] == {"mantissa_bits": 7}
+    assert step["outcome"] in ("kept", "kept on request")  # whether it pays, the clock of this machine says
     assert [decision["outcome"] for decision in step["decisions"]] == ["rounded", "rounded"]
     assert (tmp_path / "artifact" / "program.zip").is_file()
 
