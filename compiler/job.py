@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -101,21 +102,18 @@ class Job:
         return type(self.model).__name__ if isinstance(self.model, nn.Module) else "program"
 
     def judge(self, metric: Metric | None, scratch: str) -> Judge:
-        batches = self._fresh_batches()
+        batches = self._fresh_batches
         return Judge(self.backend, self.profile, self.budget, metric, tuple(batches[:1]), batches[-1], Path(scratch))
 
     def run(self, judge: Judge) -> Outcome:
-        def say(what: str) -> None:
-            self.progress.say(what)
-
         with self.progress.stage("passes"):
-            return run_plan(self.program, self.plan, self.context, judge, say)
+            return run_plan(self.program, self.plan, self.context, judge, self.progress.say)
 
     def check_artifact(self, outcome: Outcome) -> None:
         """The model against the Program, and the Program against the lowered files. Raises VerificationError."""
         best, backend, profile = outcome.best, self.backend, self.profile
         with self.progress.stage("verify"):
-            batches = self._fresh_batches()
+            batches = self._fresh_batches
             cleaned = outputs_of(outcome.baseline.program, batches)
             self._check_program(cleaned, batches)
             why_not = backend.cannot_run(profile)
@@ -139,6 +137,7 @@ class Job:
         else:
             demand_float(found, "the traced and cleaned Program")
 
+    @cached_property
     def _fresh_batches(self) -> list[Inputs]:
         """A few rows, and one row; only the example inputs where the batch is fixed."""
         if not self.program.dynamic_axes:

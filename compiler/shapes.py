@@ -69,11 +69,6 @@ def _symbol(mode: FakeTensorMode, name: str, example: int) -> torch.SymInt:
     return size
 
 
-def value_of(node: fx.Node) -> Any:
-    """The fake value of ``node``; propagate() must have run since it was made."""
-    return node.meta["val"]
-
-
 def tensor_of(node: fx.Node) -> Tensor:
     value = node.meta["val"]
     assert isinstance(value, Tensor), f"{node.name} is {type(value).__name__}, not a tensor"

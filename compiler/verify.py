@@ -119,7 +119,7 @@ def demand_quantized(found: Sequence[Error], quantization: Sequence[Error]) -> N
     ``found``: artifact against the Q/DQ graph; ``quantization``: the Q/DQ graph against the float Program.
     Integer kernels round ties and biases otherwise than the float emulation of them, and each such step moves a
     value by one quantum. In a deep network that adds up to about the quantization noise itself (figures:
-    docs/backend-onnx.md); a wrong scale or a lost bias is far above it.
+    docs/architecture.md); a wrong scale or a lost bias is far above it.
     """
     for error, own in zip(found, quantization, strict=True):
         if error.snr_db is None or _agrees(error):
