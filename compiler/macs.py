@@ -68,7 +68,7 @@ def _recurrent_weights(node: fx.Node) -> Iterator[Any]:
 
 def _einsum(node: fx.Node, shape: ShapeOf) -> int:
     """Contracted two by two from the left, as torch.einsum does unless it is given a path."""
-    terms, result = _einsum_terms(str(node.args[0]), [shape(arg) for arg in node.args[1]])  # type: ignore[union-attr]
+    terms, result = einsum_terms(str(node.args[0]), [shape(arg) for arg in node.args[1]])  # type: ignore[union-attr]
     sizes: dict[str, int] = {}
     for names, operand in zip(terms, node.args[1], strict=True):  # type: ignore[arg-type]
         for name, size in zip(names, shape(operand), strict=True):
@@ -83,7 +83,7 @@ def _einsum(node: fx.Node, shape: ShapeOf) -> int:
     return count
 
 
-def _einsum_terms(equation: str, shapes: list[Shape]) -> tuple[list[list[str]], list[str]]:
+def einsum_terms(equation: str, shapes: list[Shape]) -> tuple[list[list[str]], list[str]]:
     """The indices of each operand and of the result; an ellipsis has ``.0``, ``.1`` … from its right."""
     given, arrow, result = equation.replace(" ", "").partition("->")
     if not arrow:

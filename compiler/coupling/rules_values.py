@@ -1,0 +1,299 @@
+"""Coupling rules of the ops that compute position by position or over axes: element-wise, norms, reductions, pools."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from planish.compiler.coupling.dims import Dim, concatenation, product
+from planish.compiler.coupling.inference import Inference, NotUnderstoodError, Rule, Shape, Type, arguments
+
+aten = torch.ops.aten
+
+
+def elementwise(node: fx.Node, inference: Inference) -> Type:
+    """All tensors broadcast against each other; several results (``frexp``) have one Shape."""
+    shape = inference.broadcast([inference.shape(argument) for argument in node.all_input_nodes])
+    return shape if isinstance(node.meta["val"], Tensor) else [shape for _ in node.meta["val"]]
+
+
+def like_first(node: fx.Node, inference: Inference) -> Shape:
+    """The Shape of the first argument, whatever else is asked for (``to``, ``dropout``, ``zeros_like`` …)."""
+    return inference.shape(node.args[0])
+
+
+# ---------------------------------------------------------------------- norms
+
+
+def per_channel(node: fx.Node, inference: Inference) -> Shape:
+    """batch_norm, instance_norm: axis 1, and every parameter and statistic."""
+    given = arguments(node)
+    x = inference.shape(given["input"])
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        for dim in inference.shape(given[name]):
+            inference.unify(x[1], dim)
+    return x
+
+
+def over_last(node: fx.Node, inference: Inference) -> Shape:
+    """layer_norm, rms_norm: the last axes, whose sizes are written out."""
+    given = arguments(node)
+    x = inference.shape(given["input"])
+    last = x[len(x) - len(given["normalized_shape"]) :]
+    for index, dim in enumerate(last):
+        inference.is_size(node, "normalized_shape", dim, index)
+    for name in ("weight", "bias"):
+        if shape := inference.shape(given.get(name)):
+            inference.unify_shapes(last, shape)
+    return x
+
+
+def group_norm(node: fx.Node, inference: Inference) -> Shape:
+    """C = groups x c; both may be cut."""
+    given = arguments(node)
+    x = inference.shape(given["input"])
+    groups = Dim(given["num_groups"])
+    inference.unify(x[1], product([groups, Dim(x[1].size // groups.size)]))
+    inference.is_size(node, "num_groups", groups)
+    for name in ("weight", "bias"):
+        for dim in inference.shape(given[name]):
+            inference.unify(x[1], dim)
+    return x
+
+
+def prelu(node: fx.Node, inference: Inference) -> Shape:
+    """A slope a channel, or one for all."""
+    x, slope = (inference.shape(argument) for argument in node.args[:2])
+    if slope and slope[0].size > 1:
+        inference.unify(x[1] if len(x) > 1 else x[0], slope[0])
+    return x
+
+
+def weight_norm(node: fx.Node, inference: Inference) -> Shape:
+    """The result is v · g / |v|; g has size 1 where the norm is taken."""
+    direction, magnitude = (inference.shape(argument) for argument in node.args[:2])
+    for dim, other in zip(direction, magnitude, strict=True):
+        if other.size != 1:
+            inference.unify(dim, other)
+    return direction
+
+
+# ---------------------------------------------------------------------- over axes
+
+
+def reduction(node: fx.Node, inference: Inference) -> Type:
+    """mean, sum, amax, var, norm …: the axes vanish, or have size 1. They may be cut: fewer are averaged then."""
+    value = node.meta["val"]
+    shape = _reduced(node, inference, inference.shape(node.args[0]))
+    return shape if isinstance(value, Tensor) else [shape for _ in value]
+
+
+def _reduced(node: fx.Node, inference: Inference, x: Shape) -> Shape:
+    given = arguments(node)
+    axes = _axes(given.get("dim", given.get("dims")), len(x))
+    if given.get("keepdim"):
+        return tuple(Dim(1) if axis in axes else dim for axis, dim in enumerate(x))
+    return tuple(dim for axis, dim in enumerate(x) if axis not in axes)
+
+
+def _axes(named: Any, rank: int) -> set[int]:
+    """The axes that ``dim`` means: all if none is named."""
+    if named is None or named == []:
+        return {*range(rank)}
+    return {axis % rank for axis in ([named] if isinstance(named, int) else named)} if rank else set()
+
+
+def position_of_extreme(node: fx.Node, inference: Inference) -> Type:
+    """argmax, and max with its positions: results that number the positions of the axis."""
+    x = inference.shape(node.args[0])
+    named = arguments(node).get("dim")
+    inference.freeze([x[axis] for axis in _axes(named, len(x))], "its positions are numbered", node)
+    return reduction(node, inference)
+
+
+def top_positions(node: fx.Node, inference: Inference) -> Type:
+    """topk, kthvalue: a few of the values along an axis, and their positions."""
+    given, x = arguments(node), inference.shape(node.args[0])
+    axis = given["dim"] % len(x)
+    inference.freeze([x[axis]], "its positions are numbered", node)
+    results = []
+    for value in node.meta["val"]:
+        if value.ndim != len(x):
+            raise NotUnderstoodError("it drops the axis")
+        count = inference.frozen([inference.size(value.shape[axis])], "its positions are numbered", node)
+        results.append((*x[:axis], *count, *x[axis + 1 :]))
+    return results
+
+
+def softmax(node: fx.Node, inference: Inference) -> Shape:
+    """To cut the axis would be legal as removal, but gives what is left other weights: it stays."""
+    x = inference.shape(node.args[0])
+    inference.freeze([x[arguments(node)["dim"]]] if x else [], "softmax spreads over it", node)
+    return x
+
+
+def glu(node: fx.Node, inference: Inference) -> Shape:
+    """The halves of x gate each other: x = h + h."""
+    x = inference.shape(node.args[0])
+    axis = arguments(node)["dim"] % len(x)
+    half = Dim(x[axis].size // 2)
+    inference.unify(x[axis], concatenation([half, half]))
+    return (*x[:axis], half, *x[axis + 1 :])
+
+
+def cosine_similarity(node: fx.Node, inference: Inference) -> Shape:
+    given = arguments(node)
+    x = inference.broadcast([inference.shape(argument) for argument in node.args[:2]])
+    return tuple(dim for axis, dim in enumerate(x) if axis != given["dim"] % len(x))
+
+
+def triangle(node: fx.Node, inference: Inference) -> Shape:
+    x = inference.shape(node.args[0])
+    inference.freeze(x[-2:], "its positions are compared", node)
+    return x
+
+
+# ---------------------------------------------------------------------- positions
+
+
+def spatial(rank: int) -> Rule:
+    """Pools, interpolation, reflections: the last ``rank`` axes are positions, the others pass."""
+
+    def rule(node: fx.Node, inference: Inference) -> Type:
+        x, value = inference.shape(node.args[0]), node.meta["val"]
+        inference.freeze(x[len(x) - rank :], "it is a position", node)
+        values = [value] if isinstance(value, Tensor) else [*value]
+        results = []
+        for each in values:
+            sizes = [inference.size(size) for size in each.shape[len(x) - rank :]]
+            results.append((*x[: len(x) - rank], *inference.frozen(sizes, "it is a position", node)))
+        return results[0] if isinstance(value, Tensor) else results
+
+    return rule
+
+
+def pixel_shuffle(node: fx.Node, inference: Inference) -> Shape:
+    """C x r² channels become C."""
+    given, x = arguments(node), inference.shape(node.args[0])
+    square = inference.frozen([given["upscale_factor"] ** 2], "it becomes positions", node)
+    channels = Dim(x[-3].size // square[0].size)
+    inference.unify(x[-3], product([channels, *square]))
+    return (*x[:-3], channels, *_positions(node, inference, x[-2:]))
+
+
+def pixel_unshuffle(node: fx.Node, inference: Inference) -> Shape:
+    """C channels become C x r²."""
+    given, x = arguments(node), inference.shape(node.args[0])
+    square = inference.frozen([given["downscale_factor"] ** 2], "it was positions", node)
+    return (*x[:-3], product([x[-3], *square]), *_positions(node, inference, x[-2:]))
+
+
+def patches(node: fx.Node, inference: Inference) -> Shape:
+    """``im2col``: C channels become C x kernel², the positions of the kernel one axis."""
+    given, x = arguments(node), inference.shape(node.args[0])
+    height, width = given["kernel_size"]
+    kernel = inference.frozen([height * width], "it was positions", node)
+    inference.freeze(x[-2:], "it is a position", node)
+    count = inference.frozen(inference.sizes(node)[-1:], "it is a position", node)
+    return (*x[:-3], product([x[-3], *kernel]), *count)
+
+
+def from_patches(node: fx.Node, inference: Inference) -> Shape:
+    """``col2im``: C x kernel² channels become C."""
+    given, x = arguments(node), inference.shape(node.args[0])
+    height, width = given["kernel_size"]
+    kernel = inference.frozen([height * width], "it becomes positions", node)
+    channels = Dim(x[-2].size // kernel[0].size)
+    inference.unify(x[-2], product([channels, *kernel]))
+    return (*x[:-2], channels, *_positions(node, inference, x[-1:]))
+
+
+def _positions(node: fx.Node, inference: Inference, before: Shape) -> Shape:
+    """The last two axes of the result, which are positions as those ``before`` are."""
+    inference.freeze(before, "it is a position", node)
+    return inference.frozen(inference.sizes(node)[-2:], "it is a position", node)
+
+
+def windows(node: fx.Node, inference: Inference) -> Shape:
+    """``unfold`` of one axis into windows."""
+    given, x = arguments(node), inference.shape(node.args[0])
+    axis = given["dimension"] % len(x)
+    inference.freeze([x[axis]], "it is a position", node)
+    sizes = inference.sizes(node)
+    count, window = inference.frozen([sizes[axis], sizes[-1]], "it is a position", node)
+    return (*x[:axis], count, *x[axis + 1 :], window)
+
+
+def grid_sample(node: fx.Node, inference: Inference) -> Shape:
+    x, grid = (inference.shape(argument) for argument in node.args[:2])
+    inference.freeze([*x[2:], *grid[1:]], "it is a position", node)
+    return (*x[:2], *grid[1:-1])
+
+
+def complex_view(node: fx.Node, inference: Inference) -> Shape:
+    """Pairs of numbers and complex ones: the axis of the pairs stays."""
+    x = inference.shape(node.args[0])
+    if node.target.overloadpacket is aten.view_as_complex:  # type: ignore[union-attr]
+        inference.freeze(x[-2:], "it holds parts of complex numbers", node)
+        return x[:-1]
+    inference.freeze(x[-1:], "it holds complex numbers", node)
+    return (*x, *inference.frozen([2], "it holds parts of complex numbers", node))
+
+
+_LIKE_FIRST = (
+    aten.clone, aten.contiguous, aten.dropout, aten.feature_dropout, aten.alpha_dropout, aten.feature_alpha_dropout,
+    aten.detach, aten.detach_, aten.alias, aten.to, aten.type_as, aten._to_copy, aten.lift_fresh_copy, aten.lift_fresh,
+    aten.zeros_like, aten.ones_like, aten.full_like, aten.rand_like, aten.randn_like, aten.empty_like, aten.bernoulli,
+    aten.relu6, aten.rrelu, aten.softplus, aten.log_sigmoid, aten.selu, aten.celu, aten.nan_to_num, aten.conj,
+    aten.resolve_conj, aten.resolve_neg,
+)  # fmt: skip
+_ELEMENTWISE = (
+    aten.where, aten.isclose, aten.masked_fill, aten.type_as, aten.square, aten.fmod, aten.lerp, aten.addcmul,
+    aten.addcdiv, aten.clamp, aten.float_power, aten.true_divide, aten.subtract, aten.multiply, aten.divide,
+    aten.greater, aten.less, aten.not_equal, aten.hardswish, aten.floor_divide, aten.negative, aten.absolute,
+    aten.special_expit, aten.special_erf, aten.__and__, aten.__or__, aten.polar, aten.complex, aten.real, aten.imag,
+    aten.copy, aten.fill, aten.zero,
+)  # fmt: skip
+_REDUCTIONS = (
+    aten.mean, aten.sum, aten.amax, aten.amin, aten.var, aten.std, aten.norm, aten.prod, aten.any, aten.all,
+    aten.linalg_vector_norm, aten.logsumexp, aten.var_mean, aten.std_mean, aten.nansum, aten.aminmax,
+    aten.count_nonzero, aten.frobenius_norm,
+)  # fmt: skip
+_POOLS = {
+    1: ("max_pool1d", "avg_pool1d", "adaptive_avg_pool1d", "adaptive_max_pool1d", "max_pool1d_with_indices"),
+    2: ("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "max_pool2d_with_indices"),
+    3: ("max_pool3d", "avg_pool3d", "adaptive_avg_pool3d", "adaptive_max_pool3d", "max_pool3d_with_indices"),
+}
+_UPSAMPLES = {
+    1: ("upsample_nearest1d", "_upsample_nearest_exact1d", "upsample_linear1d"),
+    2: ("upsample_nearest2d", "_upsample_nearest_exact2d", "upsample_bilinear2d", "_upsample_bilinear2d_aa",
+        "upsample_bicubic2d", "_upsample_bicubic2d_aa"),
+    3: ("upsample_nearest3d", "_upsample_nearest_exact3d", "upsample_trilinear3d"),
+}  # fmt: skip
+
+RULES: dict[Any, Rule] = {
+    **dict.fromkeys(_ELEMENTWISE, elementwise),
+    **dict.fromkeys(_LIKE_FIRST, like_first),
+    **dict.fromkeys((aten.batch_norm, aten.instance_norm), per_channel),
+    **dict.fromkeys((aten.layer_norm, aten.rms_norm), over_last),
+    aten.group_norm: group_norm,
+    aten.prelu: prelu,
+    aten._weight_norm: weight_norm,
+    **dict.fromkeys(_REDUCTIONS, reduction),
+    **dict.fromkeys((aten.argmax, aten.argmin, aten.max, aten.min, aten.median, aten.mode), position_of_extreme),
+    **dict.fromkeys((aten.topk,), top_positions),
+    **dict.fromkeys((aten.softmax, aten.log_softmax, aten._softmax, aten._log_softmax), softmax),
+    aten.glu: glu,
+    aten.cosine_similarity: cosine_similarity,
+    **dict.fromkeys((aten.tril, aten.triu), triangle),
+    **{getattr(aten, name): spatial(rank) for names in (_POOLS, _UPSAMPLES) for rank in names for name in names[rank]},
+    aten.pixel_shuffle: pixel_shuffle,
+    aten.pixel_unshuffle: pixel_unshuffle,
+    aten.im2col: patches,
+    aten.col2im: from_patches,
+    aten.unfold: windows,
+    aten.grid_sampler: grid_sample,
+    **dict.fromkeys((aten.view_as_complex, aten.view_as_real), complex_view),
+}
