@@ -174,7 +174,10 @@ def get_attribute(root: nn.Module, name: str) -> Any:
 
 
 def set_tensor(root: nn.Module, name: str, tensor: Tensor) -> None:
-    """Put ``tensor`` at the dotted ``name``, making the modules on the way; a Parameter stays one."""
+    """Put ``tensor`` at the dotted ``name``, making the modules on the way.
+
+    A Parameter stays one, and a buffer that was no part of the state_dict stays none.
+    """
     *path, last = name.split(".")
     owner = root
     for part in path:
@@ -186,7 +189,7 @@ def set_tensor(root: nn.Module, name: str, tensor: Tensor) -> None:
     if isinstance(tensor, nn.Parameter):
         owner.register_parameter(last, tensor)
     else:
-        owner.register_buffer(last, tensor)
+        owner.register_buffer(last, tensor, persistent=last not in owner._non_persistent_buffers_set)
 
 
 def add_tensor(program: Program, name: str, tensor: Tensor) -> fx.Node:

@@ -41,7 +41,7 @@ class Group:
     """Dimensions that are cut together: removing a unit removes its indices from every member."""
 
     name: str
-    """The module of the first member; ``#2`` and so on, where one module begins several groups."""
+    """The module of the first learned member; ``#2`` and so on, where one module begins several groups."""
     width: int
     """How many units there are."""
     units: Mapping[Dim, Cells]
@@ -119,17 +119,19 @@ def _groups(program: Program, tensors: Mapping[str, tuple[Dim, ...]], orbits: Ma
             for atom in dict.fromkeys(atoms(dim)):
                 if atom.frozen is None and atom.size > 1:
                     places.setdefault(atom, []).append((name, axis))
+    order = {name: index for index, name in enumerate(tensors)}
     taken: dict[str, int] = {}
     for units in _connected([*places], orbits):
-        listed = [place for atom in units for place in places.get(atom, ())]
+        listed = {place for atom in units for place in places.get(atom, ())}
         members = tuple(
             Member(name, axis, torch.from_numpy(cells), name in learned)
-            for name, axis in dict.fromkeys(listed)
+            for name, axis in sorted(listed, key=lambda place: (order[place[0]], place[1]))
             for cells in _units_along(tensors[name][axis], units)
         )
         width = len({int(unit) for cells in units.values() for unit in cells if unit != PINNED})
-        if width > 1 and any(member.learned for member in members):
-            module = members[0].module or members[0].tensor
+        first = next((member for member in members if member.learned), None)
+        if width > 1 and first is not None:
+            module = first.module or first.tensor
             taken[module] = taken.get(module, 0) + 1
             name = module if taken[module] == 1 else f"{module}#{taken[module]}"
             yield Group(name, width, units, members)

@@ -23,7 +23,7 @@ Rule = Callable[[fx.Node, "Inference"], Type]
 A rule that raises has not understood its node: inputs and outputs are frozen then, and the groups name the op.
 """
 Rules = Mapping[Any, Rule]
-"""By the op, all overloads together (``torch.ops.aten.conv2d``)."""
+"""By the op, all overloads together: ``torch.ops.aten.conv2d``, or its name ``"library::op"``."""
 RuleOf = Callable[[fx.Node], Rule | None]
 
 PRIME = 1_000_003
@@ -138,9 +138,22 @@ class Inference:
         if rule is None:
             return self._freeze_node(node, "no rule tells how this op couples dimensions")
         try:
-            return rule(node, self)
+            found = rule(node, self)
+        except NotUnderstoodError as failure:
+            return self._freeze_node(node, str(failure))
         except Exception as failure:  # a form of the op that its rule does not cover; the groups say so
             return self._freeze_node(node, f"{type(failure).__name__}: {failure}")
+        if not self._fits(found, node.meta["val"]):
+            return self._freeze_node(node, f"its rule says {found!r} for {_shapes(node.meta['val'])}")
+        return found
+
+    def _fits(self, found: Type, value: Any) -> bool:
+        """Whether a rule's answer has the sizes that the value has."""
+        if isinstance(value, Tensor):
+            return isinstance(found, tuple) and [dim.size for dim in found] == [self.size(size) for size in value.shape]
+        if isinstance(value, (list, tuple)):
+            return isinstance(found, list) and all(map(self._fits, found, value))
+        return True
 
     def _of_tensor(self, tensor: Tensor | None) -> Type:
         """Tied and twice-used tensors share their dimensions."""
@@ -193,6 +206,15 @@ def arguments(node: fx.Node) -> dict[str, Any]:
         else:
             values[argument.name] = node.kwargs.get(argument.name, argument.default_value)
     return values
+
+
+def size_of(argument: Any) -> Any:
+    """The size that an argument stands for: a number, or a node that computes it."""
+    return argument.meta["val"] if isinstance(argument, fx.Node) else argument
+
+
+def _shapes(value: Any) -> Any:
+    return tuple(value.shape) if isinstance(value, Tensor) else [_shapes(item) for item in value]
 
 
 def _holds_tensor(value: Any) -> bool:

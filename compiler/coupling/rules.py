@@ -8,15 +8,24 @@ from typing import Any
 import torch
 from torch import fx
 
-from planish.compiler.coupling import rules_layout, rules_products, rules_tables, rules_values
+from planish.compiler.coupling import (
+    rules_layout,
+    rules_positions,
+    rules_products,
+    rules_segments,
+    rules_tables,
+    rules_values,
+)
 from planish.compiler.coupling.inference import Rule, RuleOf, Rules
 
 BUILT_IN: Rules = {
     **rules_products.RULES,
     **rules_layout.RULES,
+    **rules_segments.RULES,
     **rules_values.RULES,
+    **rules_positions.RULES,
     **rules_tables.RULES,
-    operator.getitem: rules_layout.item,
+    operator.getitem: rules_segments.item,
 }
 
 
@@ -26,11 +35,16 @@ def rule_finder(rules: Rules) -> RuleOf:
 
     def rule_of(node: fx.Node) -> Rule | None:
         packet = getattr(node.target, "overloadpacket", node.target)
-        rule = table.get(packet) or table.get(_functional(packet))
+        rule = table.get(packet) or table.get(_functional(packet)) or table.get(_qualified_name(packet))
         pointwise = isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags
         return rules_values.elementwise if rule is None and pointwise else rule
 
     return rule_of
+
+
+def _qualified_name(packet: Any) -> str:
+    """``library::op``, by which the table knows ops of libraries that need not be there."""
+    return str(getattr(packet, "_qualified_op_name", ""))
 
 
 def _functional(packet: Any) -> Any:

@@ -20,7 +20,7 @@ def convolution(node: fx.Node, inference: Inference) -> Shape:
     given = arguments(node)
     x, weight = inference.shape(given["input"]), inference.shape(given["weight"])
     axis = len(x) - len(weight) + 1
-    groups = Dim(given["groups"])
+    groups = _groups(given)
     inference.unify(x[axis], product([groups, weight[1]]))
     inference.unify(weight[0], product([groups, Dim(weight[0].size // groups.size)]))
     return _convolved(node, inference, given, groups, weight[0], axis)
@@ -31,7 +31,7 @@ def transposed_convolution(node: fx.Node, inference: Inference) -> Shape:
     given = arguments(node)
     x, weight = inference.shape(given["input"]), inference.shape(given["weight"])
     axis = len(x) - len(weight) + 1
-    groups = Dim(given["groups"])
+    groups = _groups(given)
     inference.unify(x[axis], weight[0])
     inference.unify(weight[0], product([groups, Dim(weight[0].size // groups.size)]))
     return _convolved(node, inference, given, groups, product([groups, weight[1]]), axis)
@@ -39,6 +39,12 @@ def transposed_convolution(node: fx.Node, inference: Inference) -> Shape:
 
 def any_convolution(node: fx.Node, inference: Inference) -> Shape:
     return (transposed_convolution if arguments(node)["transposed"] else convolution)(node, inference)
+
+
+def _groups(given: dict[str, Any]) -> Dim:
+    if not isinstance(given["groups"], int):
+        raise NotUnderstoodError("its number of groups is computed")
+    return Dim(given["groups"])
 
 
 def _convolved(
@@ -113,6 +119,40 @@ def einsum(node: fx.Node, inference: Inference) -> Shape:
     return tuple(dims[name] for name in result)
 
 
+def outer_product(node: fx.Node, inference: Inference) -> Shape:
+    left, right = (inference.shape(argument) for argument in node.args[:2])
+    return (*left, *right)
+
+
+def tensor_product(node: fx.Node, inference: Inference) -> Shape:
+    """``tensordot`` over the named axes; ``inner`` over the last ones."""
+    given = arguments(node)
+    left, right = (inference.shape(argument) for argument in node.args[:2])
+    over_left = {axis % len(left) for axis in given.get("dims_self", [-1])}
+    over_right = {axis % len(right) for axis in given.get("dims_other", [-1])}
+    for first, second in zip(given.get("dims_self", [-1]), given.get("dims_other", [-1]), strict=True):
+        inference.unify(left[first], right[second])
+    kept_left = tuple(dim for axis, dim in enumerate(left) if axis not in over_left)
+    return (*kept_left, *(dim for axis, dim in enumerate(right) if axis not in over_right))
+
+
+def distances(node: fx.Node, inference: Inference) -> Shape:
+    """``cdist``: between all rows of both, over their last axis."""
+    left, right = (inference.shape(argument) for argument in node.args[:2])
+    inference.unify(left[-1], right[-1])
+    return (*inference.broadcast([left[:-2], right[:-2]]), left[-2], right[-2])
+
+
+def grouped_product(node: fx.Node, inference: Inference) -> Shape:
+    """Mixtures of experts: rows [T, K] meet the matrix of their expert in [experts, K, N]."""
+    rows, matrices = (inference.shape(argument) for argument in node.args[:2])
+    if (len(rows), len(matrices)) != (2, 3):
+        raise NotUnderstoodError("it groups other axes than rows")
+    inference.freeze(matrices[:1], "it numbers experts", node)
+    inference.unify(rows[1], matrices[1])
+    return (rows[0], matrices[2])
+
+
 def attention(node: fx.Node, inference: Inference) -> Shape:
     """Queries and keys have one width, keys and values one length. Grouped queries: heads of q = heads of k x rep.
 
@@ -125,6 +165,8 @@ def attention(node: fx.Node, inference: Inference) -> Shape:
     inference.unify(key[-2], value[-2])
     inference.unify_shapes(key[:-2], value[:-2])
     inference.freeze([key[-2]], "attention is spread over it", node)
+    if given["is_causal"]:
+        inference.freeze([query[-2]], "its positions are compared", node)
     if given["enable_gqa"]:
         repeated = Dim(query[-3].size // key[-3].size)
         inference.unify(query[-3], product([key[-3], repeated]))
@@ -215,8 +257,13 @@ RULES: dict[Any, Rule] = {
     **dict.fromkeys((aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d), transposed_convolution),
     **dict.fromkeys((aten.convolution, aten._convolution), any_convolution),
     aten.linear: linear,
-    **dict.fromkeys((aten.matmul, aten.mm, aten.bmm, aten.mv, aten.dot), matrix_product),
+    **dict.fromkeys((aten.matmul, aten.mm, aten.bmm, aten.mv, aten.dot, aten.vdot), matrix_product),
     **dict.fromkeys((aten.addmm, aten.baddbmm, aten.addmv), added_matrix_product),
+    **dict.fromkeys((aten.outer, aten.ger), outer_product),
+    **dict.fromkeys((aten.tensordot, aten.inner), tensor_product),
+    aten.cdist: distances,
+    aten._grouped_mm: grouped_product,
+    "transformers::grouped_mm_fallback": grouped_product,  # transformers' own op for mixtures of experts
     aten.einsum: einsum,
     aten.scaled_dot_product_attention: attention,
     aten.bilinear: bilinear,

@@ -33,7 +33,17 @@ def embedding_bag(node: fx.Node, inference: Inference) -> Type:
 
 def index(node: fx.Node, inference: Inference) -> Shape:
     """x[:, i, j]: indexed axes stay; what the indices broadcast to stands in their place, or in front."""
-    x, indices = inference.shape(node.args[0]), [*node.args[1]]  # type: ignore[misc]
+    return _looked_up(inference, node, inference.shape(node.args[0]), [*node.args[1]])  # type: ignore[misc]
+
+
+def index_put(node: fx.Node, inference: Inference) -> Shape:
+    """x[:, i, j] = values."""
+    x, values = inference.shape(node.args[0]), inference.shape(node.args[2])
+    inference.broadcast([_looked_up(inference, node, x, [*node.args[1]]), values])  # type: ignore[misc]
+    return x
+
+
+def _looked_up(inference: Inference, node: fx.Node, x: Shape, indices: list[Any]) -> Shape:
     for tensor in indices:
         if isinstance(tensor, fx.Node) and tensor.meta["val"].dtype in (torch.bool, torch.uint8):
             raise NotUnderstoodError("it is indexed by a mask")
@@ -54,20 +64,50 @@ def index_select(node: fx.Node, inference: Inference) -> Shape:
     return (*x[:axis], *inference.shape(given["index"]), *x[axis + 1 :])
 
 
-def gather(node: fx.Node, inference: Inference) -> Shape:
+def write_rows(node: fx.Node, inference: Inference) -> Shape:
+    """index_add, index_copy: rows of the axis are written; a source row has the other axes."""
     given, x = arguments(node), inference.shape(node.args[0])
-    positions = inference.shape(given["index"])
-    for axis, (dim, position) in enumerate(zip(x, positions, strict=True)):
-        if axis == given["dim"] % len(x):
-            inference.freeze([dim], "its positions are looked up", node)
-        else:
-            inference.unify(dim, position)
-    return positions
+    axis, source = given["dim"] % len(x), inference.shape(given["source"])
+    inference.freeze([x[axis]], "its rows are looked up", node)
+    inference.unify_shapes((*x[:axis], *x[axis + 1 :]), (*source[:axis], *source[axis + 1 :]))
+    inference.broadcast([source[axis : axis + 1], inference.shape(given["index"])])
+    return x
+
+
+def gather(node: fx.Node, inference: Inference) -> Shape:
+    """The result has the Shape of the index; axes but the one that is looked up are equal."""
+    given, x = arguments(node), inference.shape(node.args[0])
+    name = "index" if "index" in given else "indices"
+    positions = inference.shape(given[name])
+    if given["dim"] is None:
+        raise NotUnderstoodError("it looks up in all axes as one")
+    axis = given["dim"] % len(x)
+    inference.freeze([x[axis]], "its positions are looked up", node)
+    others = inference.broadcast([(*x[:axis], *x[axis + 1 :]), (*positions[:axis], *positions[axis + 1 :])])
+    return (*others[:axis], positions[axis], *others[axis:])
+
+
+def scatter(node: fx.Node, inference: Inference) -> Shape:
+    """scatter, scatter_add: what ``gather`` reads is written."""
+    given, x = arguments(node), inference.shape(node.args[0])
+    gathered = gather(node, inference)
+    if source := inference.shape(given.get("src")):
+        inference.unify_shapes(gathered, source)
+    return x
 
 
 def one_hot(node: fx.Node, inference: Inference) -> Shape:
     x = inference.shape(node.args[0])
     return (*x, *inference.frozen(inference.sizes(node)[-1:], "it numbers classes", node))
+
+
+def meshgrid(node: fx.Node, inference: Inference) -> Type:
+    """Each result has an axis for each argument."""
+    given = arguments(node)
+    axes = [(*inference.shape(tensor), Dim(1))[0] for tensor in given["tensors"]]  # a number is one position
+    if given.get("indexing") == "xy":
+        axes[:2] = reversed(axes[:2])
+    return [tuple(axes) for _ in axes]
 
 
 def filled(node: fx.Node, inference: Inference) -> Shape:
@@ -100,10 +140,14 @@ _NUMBERED = (
 RULES: dict[Any, Rule] = {
     aten.embedding: embedding,
     **dict.fromkeys((aten.embedding_bag, aten._embedding_bag), embedding_bag),
-    aten.index: index,
+    **dict.fromkeys((aten.index, aten._unsafe_index), index),
     aten.index_select: index_select,
-    aten.gather: gather,
+    **dict.fromkeys((aten.index_put, aten._unsafe_index_put), index_put),
+    **dict.fromkeys((aten.index_add, aten.index_copy), write_rows),
+    **dict.fromkeys((aten.gather, aten.take_along_dim), gather),
+    **dict.fromkeys((aten.scatter, aten.scatter_add, aten.scatter_reduce), scatter),
     aten.one_hot: one_hot,
+    aten.meshgrid: meshgrid,
     **dict.fromkeys(_FILLED, filled),
     **dict.fromkeys(_NUMBERED, numbered),
 }

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from planish.compiler.coupling.dims import Dim, concatenation, product
-from planish.compiler.coupling.inference import Inference, NotUnderstoodError, Rule, Shape, Type, arguments
+from planish.compiler.coupling.inference import Inference, Rule, Shape, Type, arguments
 
 aten = torch.ops.aten
 
@@ -107,6 +107,8 @@ def _axes(named: Any, rank: int) -> set[int]:
 
 def position_of_extreme(node: fx.Node, inference: Inference) -> Type:
     """argmax, and max with its positions: results that number the positions of the axis."""
+    if "other" in arguments(node):  # max(a, b)
+        return elementwise(node, inference)
     x = inference.shape(node.args[0])
     named = arguments(node).get("dim")
     inference.freeze([x[axis] for axis in _axes(named, len(x))], "its positions are numbered", node)
@@ -114,17 +116,30 @@ def position_of_extreme(node: fx.Node, inference: Inference) -> Type:
 
 
 def top_positions(node: fx.Node, inference: Inference) -> Type:
-    """topk, kthvalue: a few of the values along an axis, and their positions."""
+    """topk: a few of the values along an axis, and their positions."""
     given, x = arguments(node), inference.shape(node.args[0])
     axis = given["dim"] % len(x)
     inference.freeze([x[axis]], "its positions are numbered", node)
-    results = []
-    for value in node.meta["val"]:
-        if value.ndim != len(x):
-            raise NotUnderstoodError("it drops the axis")
-        count = inference.frozen([inference.size(value.shape[axis])], "its positions are numbered", node)
-        results.append((*x[:axis], *count, *x[axis + 1 :]))
-    return results
+    count = inference.frozen([inference.size(node.meta["val"][0].shape[axis])], "its positions are numbered", node)
+    shape = (*x[:axis], *count, *x[axis + 1 :])
+    return [shape, shape]
+
+
+def fourier(node: fx.Node, inference: Inference) -> Shape:
+    """Frequencies number the positions of the named axes, all if none is named."""
+    given, x = arguments(node), inference.shape(node.args[0])
+    axes = _axes(given["dim"], len(x))
+    inference.freeze([x[axis] for axis in axes], "its positions become frequencies", node)
+    sizes = inference.frozen(inference.sizes(node), "it numbers frequencies", node)
+    return tuple(sizes[axis] if axis in axes else dim for axis, dim in enumerate(x))
+
+
+def distance(node: fx.Node, inference: Inference) -> Shape:
+    """One number for two tensors, or one a row (``pairwise_distance``)."""
+    x = inference.broadcast([inference.shape(argument) for argument in node.args[:2]])
+    if "keepdim" not in arguments(node):
+        return ()
+    return (*x[:-1], Dim(1)) if arguments(node)["keepdim"] else x[:-1]
 
 
 def softmax(node: fx.Node, inference: Inference) -> Shape:
@@ -153,83 +168,6 @@ def triangle(node: fx.Node, inference: Inference) -> Shape:
     x = inference.shape(node.args[0])
     inference.freeze(x[-2:], "its positions are compared", node)
     return x
-
-
-# ---------------------------------------------------------------------- positions
-
-
-def spatial(rank: int) -> Rule:
-    """Pools, interpolation, reflections: the last ``rank`` axes are positions, the others pass."""
-
-    def rule(node: fx.Node, inference: Inference) -> Type:
-        x, value = inference.shape(node.args[0]), node.meta["val"]
-        inference.freeze(x[len(x) - rank :], "it is a position", node)
-        values = [value] if isinstance(value, Tensor) else [*value]
-        results = []
-        for each in values:
-            sizes = [inference.size(size) for size in each.shape[len(x) - rank :]]
-            results.append((*x[: len(x) - rank], *inference.frozen(sizes, "it is a position", node)))
-        return results[0] if isinstance(value, Tensor) else results
-
-    return rule
-
-
-def pixel_shuffle(node: fx.Node, inference: Inference) -> Shape:
-    """C x r² channels become C."""
-    given, x = arguments(node), inference.shape(node.args[0])
-    square = inference.frozen([given["upscale_factor"] ** 2], "it becomes positions", node)
-    channels = Dim(x[-3].size // square[0].size)
-    inference.unify(x[-3], product([channels, *square]))
-    return (*x[:-3], channels, *_positions(node, inference, x[-2:]))
-
-
-def pixel_unshuffle(node: fx.Node, inference: Inference) -> Shape:
-    """C channels become C x r²."""
-    given, x = arguments(node), inference.shape(node.args[0])
-    square = inference.frozen([given["downscale_factor"] ** 2], "it was positions", node)
-    return (*x[:-3], product([x[-3], *square]), *_positions(node, inference, x[-2:]))
-
-
-def patches(node: fx.Node, inference: Inference) -> Shape:
-    """``im2col``: C channels become C x kernel², the positions of the kernel one axis."""
-    given, x = arguments(node), inference.shape(node.args[0])
-    height, width = given["kernel_size"]
-    kernel = inference.frozen([height * width], "it was positions", node)
-    inference.freeze(x[-2:], "it is a position", node)
-    count = inference.frozen(inference.sizes(node)[-1:], "it is a position", node)
-    return (*x[:-3], product([x[-3], *kernel]), *count)
-
-
-def from_patches(node: fx.Node, inference: Inference) -> Shape:
-    """``col2im``: C x kernel² channels become C."""
-    given, x = arguments(node), inference.shape(node.args[0])
-    height, width = given["kernel_size"]
-    kernel = inference.frozen([height * width], "it becomes positions", node)
-    channels = Dim(x[-2].size // kernel[0].size)
-    inference.unify(x[-2], product([channels, *kernel]))
-    return (*x[:-2], channels, *_positions(node, inference, x[-1:]))
-
-
-def _positions(node: fx.Node, inference: Inference, before: Shape) -> Shape:
-    """The last two axes of the result, which are positions as those ``before`` are."""
-    inference.freeze(before, "it is a position", node)
-    return inference.frozen(inference.sizes(node)[-2:], "it is a position", node)
-
-
-def windows(node: fx.Node, inference: Inference) -> Shape:
-    """``unfold`` of one axis into windows."""
-    given, x = arguments(node), inference.shape(node.args[0])
-    axis = given["dimension"] % len(x)
-    inference.freeze([x[axis]], "it is a position", node)
-    sizes = inference.sizes(node)
-    count, window = inference.frozen([sizes[axis], sizes[-1]], "it is a position", node)
-    return (*x[:axis], count, *x[axis + 1 :], window)
-
-
-def grid_sample(node: fx.Node, inference: Inference) -> Shape:
-    x, grid = (inference.shape(argument) for argument in node.args[:2])
-    inference.freeze([*x[2:], *grid[1:]], "it is a position", node)
-    return (*x[:2], *grid[1:-1])
 
 
 def complex_view(node: fx.Node, inference: Inference) -> Shape:
@@ -261,18 +199,10 @@ _REDUCTIONS = (
     aten.linalg_vector_norm, aten.logsumexp, aten.var_mean, aten.std_mean, aten.nansum, aten.aminmax,
     aten.count_nonzero, aten.frobenius_norm,
 )  # fmt: skip
-_POOLS = {
-    1: ("max_pool1d", "avg_pool1d", "adaptive_avg_pool1d", "adaptive_max_pool1d", "max_pool1d_with_indices"),
-    2: ("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "max_pool2d_with_indices"),
-    3: ("max_pool3d", "avg_pool3d", "adaptive_avg_pool3d", "adaptive_max_pool3d", "max_pool3d_with_indices"),
-}
-_UPSAMPLES = {
-    1: ("upsample_nearest1d", "_upsample_nearest_exact1d", "upsample_linear1d"),
-    2: ("upsample_nearest2d", "_upsample_nearest_exact2d", "upsample_bilinear2d", "_upsample_bilinear2d_aa",
-        "upsample_bicubic2d", "_upsample_bicubic2d_aa"),
-    3: ("upsample_nearest3d", "_upsample_nearest_exact3d", "upsample_trilinear3d"),
-}  # fmt: skip
-
+_FOURIER = (
+    "fft", "ifft", "rfft", "irfft", "hfft", "ihfft", "fft2", "ifft2", "rfft2", "irfft2", "fftn", "ifftn", "rfftn",
+    "irfftn", "fftshift", "ifftshift",
+)  # fmt: skip
 RULES: dict[Any, Rule] = {
     **dict.fromkeys(_ELEMENTWISE, elementwise),
     **dict.fromkeys(_LIKE_FIRST, like_first),
@@ -282,18 +212,15 @@ RULES: dict[Any, Rule] = {
     aten.prelu: prelu,
     aten._weight_norm: weight_norm,
     **dict.fromkeys(_REDUCTIONS, reduction),
-    **dict.fromkeys((aten.argmax, aten.argmin, aten.max, aten.min, aten.median, aten.mode), position_of_extreme),
-    **dict.fromkeys((aten.topk,), top_positions),
+    **dict.fromkeys(
+        (aten.argmax, aten.argmin, aten.max, aten.min, aten.median, aten.mode, aten.kthvalue), position_of_extreme
+    ),
+    aten.topk: top_positions,
+    **{getattr(aten, f"fft_{name}"): fourier for name in _FOURIER},
+    **dict.fromkeys((aten.dist, aten.pairwise_distance), distance),
     **dict.fromkeys((aten.softmax, aten.log_softmax, aten._softmax, aten._log_softmax), softmax),
     aten.glu: glu,
     aten.cosine_similarity: cosine_similarity,
     **dict.fromkeys((aten.tril, aten.triu), triangle),
-    **{getattr(aten, name): spatial(rank) for names in (_POOLS, _UPSAMPLES) for rank in names for name in names[rank]},
-    aten.pixel_shuffle: pixel_shuffle,
-    aten.pixel_unshuffle: pixel_unshuffle,
-    aten.im2col: patches,
-    aten.col2im: from_patches,
-    aten.unfold: windows,
-    aten.grid_sampler: grid_sample,
     **dict.fromkeys((aten.view_as_complex, aten.view_as_real), complex_view),
 }
