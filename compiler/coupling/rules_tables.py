@@ -37,9 +37,13 @@ def index(node: fx.Node, inference: Inference) -> Shape:
 
 
 def index_put(node: fx.Node, inference: Inference) -> Shape:
-    """x[:, i, j] = values."""
-    x, values = inference.shape(node.args[0]), inference.shape(node.args[2])
-    inference.broadcast([_looked_up(inference, node, x, [*node.args[1]]), values])  # type: ignore[misc]
+    """x[:, i, j] = values. What is written stays: without a position, x would keep its old value there."""
+    given = arguments(node)
+    x, indices = inference.shape(given["self"]), [*given["indices"]]
+    inference.broadcast([_looked_up(inference, node, x, indices), inference.shape(given["values"])])
+    if not given["accumulate"]:
+        written = inference.broadcast([inference.shape(index) for index in indices if index is not None])
+        inference.freeze(written, "it is written to positions", node)
     return x
 
 
@@ -71,14 +75,29 @@ def write_rows(node: fx.Node, inference: Inference) -> Shape:
     inference.freeze([x[axis]], "its rows are looked up", node)
     inference.unify_shapes((*x[:axis], *x[axis + 1 :]), (*source[:axis], *source[axis + 1 :]))
     inference.broadcast([source[axis : axis + 1], inference.shape(given["index"])])
+    if node.target is aten.index_copy.default:
+        inference.freeze([source[axis]], "it is written to positions", node)
     return x
 
 
 def gather(node: fx.Node, inference: Inference) -> Shape:
     """The result has the Shape of the index; axes but the one that is looked up are equal."""
     given, x = arguments(node), inference.shape(node.args[0])
-    name = "index" if "index" in given else "indices"
-    positions = inference.shape(given[name])
+    positions = inference.shape(given["index"])
+    for axis, (dim, position) in enumerate(zip(x, positions, strict=True)):
+        if axis == given["dim"] % len(x):
+            inference.freeze([dim], "its positions are looked up", node)
+        elif dim.size == position.size:
+            inference.unify(dim, position)
+        else:
+            inference.freeze([dim, position], "its first positions are looked up", node)
+    return positions
+
+
+def take_along_axis(node: fx.Node, inference: Inference) -> Shape:
+    """``gather`` whose axes broadcast."""
+    given, x = arguments(node), inference.shape(node.args[0])
+    positions = inference.shape(given["indices"])
     if given["dim"] is None:
         raise NotUnderstoodError("it looks up in all axes as one")
     axis = given["dim"] % len(x)
@@ -88,12 +107,22 @@ def gather(node: fx.Node, inference: Inference) -> Shape:
 
 
 def scatter(node: fx.Node, inference: Inference) -> Shape:
-    """scatter, scatter_add: what ``gather`` reads is written."""
+    """What ``gather`` reads is written. It stays: without a position, x would keep its old value there."""
+    scatter_add(node, inference)
     given, x = arguments(node), inference.shape(node.args[0])
-    gathered = gather(node, inference)
-    if source := inference.shape(given.get("src")):
-        inference.unify_shapes(gathered, source)
+    inference.freeze([inference.shape(given["index"])[given["dim"] % len(x)]], "it is written to positions", node)
     return x
+
+
+def scatter_add(node: fx.Node, inference: Inference) -> Shape:
+    given = arguments(node)
+    positions = gather(node, inference)
+    for position, source in zip(positions, inference.shape(given.get("src")), strict=False):
+        if position.size == source.size:
+            inference.unify(position, source)
+        else:
+            inference.freeze([position, source], "its first positions are written", node)
+    return inference.shape(node.args[0])
 
 
 def one_hot(node: fx.Node, inference: Inference) -> Shape:
@@ -144,8 +173,10 @@ RULES: dict[Any, Rule] = {
     aten.index_select: index_select,
     **dict.fromkeys((aten.index_put, aten._unsafe_index_put), index_put),
     **dict.fromkeys((aten.index_add, aten.index_copy), write_rows),
-    **dict.fromkeys((aten.gather, aten.take_along_dim), gather),
-    **dict.fromkeys((aten.scatter, aten.scatter_add, aten.scatter_reduce), scatter),
+    aten.gather: gather,
+    aten.take_along_dim: take_along_axis,
+    aten.scatter_add: scatter_add,
+    **dict.fromkeys((aten.scatter, aten.scatter_reduce), scatter),
     aten.one_hot: one_hot,
     aten.meshgrid: meshgrid,
     **dict.fromkeys(_FILLED, filled),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -111,8 +112,15 @@ def position_of_extreme(node: fx.Node, inference: Inference) -> Type:
         return elementwise(node, inference)
     x = inference.shape(node.args[0])
     named = arguments(node).get("dim")
-    inference.freeze([x[axis] for axis in _axes(named, len(x))], "its positions are numbered", node)
+    if not _gives_values_only(node):
+        inference.freeze([x[axis] for axis in _axes(named, len(x))], "its positions are numbered", node)
     return reduction(node, inference)
+
+
+def _gives_values_only(node: fx.Node) -> bool:
+    """Whether it is a maximum or minimum whose positions nobody reads."""
+    extreme = node.target.overloadpacket in (aten.max, aten.min)  # type: ignore[union-attr]
+    return extreme and all(user.args[1] == 0 for user in node.users if user.target is operator.getitem)
 
 
 def top_positions(node: fx.Node, inference: Inference) -> Type:
@@ -174,9 +182,8 @@ def complex_view(node: fx.Node, inference: Inference) -> Shape:
     """Pairs of numbers and complex ones: the axis of the pairs stays."""
     x = inference.shape(node.args[0])
     if node.target.overloadpacket is aten.view_as_complex:  # type: ignore[union-attr]
-        inference.freeze(x[-2:], "it holds parts of complex numbers", node)
+        inference.freeze(x[-1:], "it holds parts of complex numbers", node)
         return x[:-1]
-    inference.freeze(x[-1:], "it holds complex numbers", node)
     return (*x, *inference.frozen([2], "it holds parts of complex numbers", node))
 
 
