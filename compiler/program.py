@@ -114,7 +114,11 @@ class Program:
         What passes work on: they replace tensors and never write into them, so the original stays
         as it was and a fork costs no memory.
         """
-        return Program(rebuild(self.graph_module, _copied(self.graph)), self.example_inputs, dict(self.dynamic_axes))
+        return self.with_graph(copied(self.graph))
+
+    def with_graph(self, graph: fx.Graph) -> Program:
+        """A Program of ``graph``, an edited copy of this one's, that shares the tensors."""
+        return Program(rebuild(self.graph_module, graph), self.example_inputs, dict(self.dynamic_axes))
 
     def copy(self) -> Program:
         """A Program that shares nothing with this one: train it, and the original keeps its weights."""
@@ -141,7 +145,7 @@ class Program:
         return load_program(Path(path))
 
 
-def _copied(graph: fx.Graph) -> fx.Graph:
+def copied(graph: fx.Graph) -> fx.Graph:
     """A graph with nodes of its own, and the same signature."""
     twin = fx.Graph()
     results = twin.graph_copy(graph, {}, return_output_node=True)

@@ -15,7 +15,7 @@ from planish.compiler.coupling.dims import Dim
 from planish.compiler.coupling.groups import Coupling, Group
 from planish.compiler.coupling.inference import SizeArgument
 from planish.compiler.errors import UserError
-from planish.compiler.program import Program, get_attribute, set_tensor
+from planish.compiler.program import Program, copied, get_attribute, set_tensor
 
 Removed = Mapping[Group, Iterable[int]]
 """Group -> the units that go."""
@@ -28,14 +28,14 @@ def cut(coupling: Coupling, removed: Removed) -> Program:
     Raises UserError if a group would lose all its units, or units that it does not have.
     """
     kept = _Kept(removed)
-    program = coupling.program.fork()
-    nodes = dict(zip(coupling.program.graph.nodes, program.graph.nodes, strict=True))
-    _select(program, coupling, kept)
+    graph = copied(coupling.program.graph)
+    nodes = dict(zip(coupling.program.graph.nodes, graph.nodes, strict=True))
     for argument in coupling.size_arguments:
         _resize(nodes[argument.node], argument, kept)
-    for node in program.graph.nodes:
+    for node in graph.nodes:
         node.meta.pop("val", None)
-    program.graph_module.recompile()
+    program = coupling.program.with_graph(graph)
+    _select(program, coupling, kept)
     return program
 
 

@@ -14,6 +14,9 @@ import itertools
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from torch import fx
 
 from planish.compiler.coupling.dims import (
     Dim,
@@ -27,14 +30,21 @@ from planish.compiler.coupling.dims import (
     terms,
 )
 
-Pair = tuple[Dim, Dim]
+
+class Equation(NamedTuple):
+    left: Dim
+    right: Dim
+    node: fx.Node | None
+    """Where it comes from."""
 
 
 class Equations:
     """Makes dimensions equal, as far as it can at once; ``deferred`` are the equations it could not decide."""
 
     def __init__(self) -> None:
-        self.deferred: list[Pair] = []
+        self.deferred: list[Equation] = []
+        self.node: fx.Node | None = None
+        """Where the equations come from that are asked for now."""
         self._links = 0
 
     def unify(self, left: Dim, right: Dim) -> bool:
@@ -43,7 +53,7 @@ class Equations:
         if left is right:
             return True
         if left.size != right.size:
-            mismatch = Frozen(f"sizes {left.size} and {right.size} meet")
+            mismatch = Frozen(f"sizes {left.size} and {right.size} meet", self.node)
             freeze(left, mismatch)
             freeze(right, mismatch)
             return True
@@ -69,12 +79,12 @@ class Equations:
         while self.deferred and links != self._links:
             links = self._links
             waiting, self.deferred = self.deferred, []
-            for left, right in waiting:
+            for left, right, self.node in waiting:
                 if not (is_frozen(left) and is_frozen(right)):
                     self.unify(left, right)
 
     def _defer(self, left: Dim, right: Dim) -> bool:
-        self.deferred.append((left, right))
+        self.deferred.append(Equation(left, right, self.node))
         return False
 
     def _link(self, dim: Dim, to: Dim) -> None:
@@ -131,7 +141,7 @@ class Equations:
             longer.extendleft(reversed(halves))
         return done
 
-    def _split(self, dim: Dim, size: int, other_side: Sequence[Dim]) -> Pair | None:
+    def _split(self, dim: Dim, size: int, other_side: Sequence[Dim]) -> tuple[Dim, Dim] | None:
         """``dim`` as its first ``size`` indices and the rest, if it comes apart there."""
         head, *tail = factors(dim)
         inner = math.prod(factor.size for factor in tail)
@@ -146,7 +156,7 @@ class Equations:
         self._link(head, concatenation(halves))
         return product([halves[0], *tail]), product([halves[1], *tail])
 
-    def _split_sum(self, parts: list[Dim], size: int, other_side: Sequence[Dim]) -> Pair | None:
+    def _split_sum(self, parts: list[Dim], size: int, other_side: Sequence[Dim]) -> tuple[Dim, Dim] | None:
         for index, end in enumerate(itertools.accumulate(part.size for part in parts)):
             if end == size:
                 return concatenation(parts[: index + 1]), concatenation(parts[index + 1 :])

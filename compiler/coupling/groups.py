@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from planish.compiler.coupling.dims import Dim, Frozen, atoms
+from planish.compiler.coupling.dims import Dim, Frozen, atoms, freeze
 from planish.compiler.coupling.inference import Inference, Rules, SizeArgument, Type
 from planish.compiler.coupling.normalize import normalize
 from planish.compiler.coupling.orbits import PINNED, Cells, find_orbits
@@ -19,21 +19,28 @@ from planish.compiler.program import Program
 from planish.compiler.shapes import ensure_shapes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Member:
     """An axis of a tensor of the Program in which the units of a group lie."""
 
     tensor: str
     """Name of the parameter or buffer."""
     axis: int
-    units: Tensor
-    """int64 [size of the axis]: the unit that each index belongs to, -1 for none."""
     learned: bool
     """Whether the tensor is a parameter."""
+    dim: Dim
+    cells: Mapping[Dim, Cells]
+    occurrence: int
+    """Which factor of ``dim``, where several belong to the group."""
 
     @property
     def module(self) -> str:
         return self.tensor.rpartition(".")[0]
+
+    @cached_property
+    def units(self) -> Tensor:
+        """int64 [size of the axis]: the unit that each index belongs to, -1 for none."""
+        return torch.from_numpy(_units_along(self.dim, self.cells)[self.occurrence])
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +95,7 @@ def couple(program: Program, rules: Rules | None = None) -> Coupling:
     ensure_shapes(program)
     program = normalize(program)
     inference = Inference(program, rule_finder(rules or {}))
-    orbits = find_orbits(inference.equations.deferred).of
+    orbits = find_orbits(inference.equations.deferred)
     tensors = dict(_tensors(program, inference.types))
     groups = tuple(_groups(program, tensors, orbits))
     return Coupling(
@@ -123,14 +130,18 @@ def _groups(program: Program, tensors: Mapping[str, tuple[Dim, ...]], orbits: Ma
     taken: dict[str, int] = {}
     for units in _connected([*places], orbits):
         listed = {place for atom in units for place in places.get(atom, ())}
+        known: dict[Dim, int] = {}
         members = tuple(
-            Member(name, axis, torch.from_numpy(cells), name in learned)
+            Member(name, axis, name in learned, tensors[name][axis], units, occurrence)
             for name, axis in sorted(listed, key=lambda place: (order[place[0]], place[1]))
-            for cells in _units_along(tensors[name][axis], units)
+            for occurrence in range(_occurrences(tensors[name][axis], units, known))
         )
-        width = len({int(unit) for cells in units.values() for unit in cells if unit != PINNED})
+        width = 1 + max(int(cells.max()) for cells in units.values())
         first = next((member for member in members if member.learned), None)
-        if width > 1 and first is not None:
+        if width == 1:
+            for atom in units:
+                freeze(atom, Frozen("its indices only go all together"))
+        elif first is not None:
             module = first.module or first.tensor
             taken[module] = taken.get(module, 0) + 1
             name = module if taken[module] == 1 else f"{module}#{taken[module]}"
@@ -164,6 +175,15 @@ def _connected(free: list[Dim], orbits: Mapping[Dim, Cells]) -> Iterator[dict[Di
 
 def _orbits_in_order(members: list[Dim], orbits: Mapping[Dim, Cells]) -> list[int]:
     return [*dict.fromkeys(orbit for atom in members for orbit in orbits[atom].tolist() if orbit != PINNED)]
+
+
+def _occurrences(dim: Dim, units: Mapping[Dim, Cells], known: dict[Dim, int]) -> int:
+    """How many factors of ``dim`` belong to the group, along the segment that has most."""
+    dim = dim.root()
+    if dim not in known:
+        of_parts = [_occurrences(part, units, known) for part in dim.parts]
+        known[dim] = {"atom": int(dim in units), "product": sum(of_parts), "sum": max(of_parts, default=0)}[dim.kind]
+    return known[dim]
 
 
 def _units_along(dim: Dim, units: Mapping[Dim, Cells]) -> list[Cells]:

@@ -55,8 +55,10 @@ class Inference:
         self.size_arguments: list[SizeArgument] = []
         self.not_understood: dict[fx.Node, str] = {}
         self._symbols: dict[Any, int] = {}
+        self._sizes: dict[Any, int] = {}
         self._tensors: dict[tuple[Any, ...], Shape] = {}
         for node in program.graph.nodes:
+            self.equations.node = node
             self.types[node] = self._infer(node, rule_of)
         self.equations.solve()
 
@@ -78,9 +80,11 @@ class Inference:
         if isinstance(size, int):
             return size
         expression = size.node.expr
-        for symbol in sorted(expression.free_symbols, key=str):
-            self._symbols.setdefault(symbol, _prime(len(self._symbols)))
-        return int(expression.xreplace(self._symbols))
+        if expression not in self._sizes:
+            for symbol in sorted(expression.free_symbols - self._symbols.keys(), key=str):
+                self._symbols[symbol] = _prime(len(self._symbols))
+            self._sizes[expression] = int(expression.xreplace(self._symbols))
+        return self._sizes[expression]
 
     def fresh(self, node: fx.Node) -> Shape:
         """Atoms of the sizes of a node's tensor, equal to nothing yet."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from planish.compiler.coupling.inference import arguments
-from planish.compiler.program import Program, add_tensor
+from planish.compiler.program import Program, add_tensor, copied
 
 aten = torch.ops.aten
 
@@ -21,54 +21,23 @@ FOLDED_AT_MOST = 1 << 26
 
 def normalize(program: Program) -> Program:
     """A fork of ``program`` in which cut dimensions can be followed. Needs shapes."""
-    program = program.fork()
-    _fold_constants(program)
-    for node in [*program.calls()]:
+    graph = copied(program.graph)
+    for node in [*graph.nodes]:
         rewrite = _REWRITES.get(getattr(node.target, "overloadpacket", None))
         if rewrite is not None:
             rewrite(node)
-    program.graph.eliminate_dead_code()
-    program.graph_module.recompile()
+    program = program.with_graph(graph)
+    if _fold_constants(program):
+        graph.eliminate_dead_code()
+        program.graph_module.recompile()
     return program
 
 
-# ---------------------------------------------------------------------- 1. constants
-
-
-def _fold_constants(program: Program) -> None:
-    """1. What is computed from constants alone becomes a constant, which can be cut (ALiBi's slopes, from arange)."""
-    values: dict[fx.Node, Any] = {}
-    with torch.no_grad():
-        for node in program.graph.nodes:
-            if node.op == "get_attr":
-                tensor = program.tensor(node)
-                if tensor is not None and not isinstance(tensor, torch.nn.Parameter):
-                    values[node] = tensor
-            elif node.op == "call_function" and _is_constant(node, values):
-                values[node] = node.target(
-                    *fx.map_arg(node.args, values.__getitem__), **fx.map_arg(node.kwargs, values.__getitem__)
-                )
-    for node, value in values.items():
-        read = any(user not in values for user in node.users)
-        if node.op == "call_function" and read and isinstance(value, Tensor) and value.numel() <= FOLDED_AT_MOST:
-            constant = add_tensor(program, f"{node.name}_constant", value.clone())
-            constant.meta = {"val": node.meta["val"]}
-            node.replace_all_uses_with(constant)
-
-
-def _is_constant(node: fx.Node, values: dict[fx.Node, Any]) -> bool:
-    target = node.target
-    if not isinstance(target, torch._ops.OpOverload):
-        return target is operator.getitem and node.args[0] in values
-    repeatable = not target._schema.is_mutable and torch.Tag.nondeterministic_seeded not in target.tags
-    return repeatable and all(source in values for source in node.all_input_nodes)
-
-
-# ---------------------------------------------------------------------- 2. parts
+# ---------------------------------------------------------------------- sizes
 
 
 def _write_out_parts(node: fx.Node) -> None:
-    """2. chunk, split and tensor_split name their number or size; split_with_sizes names each size."""
+    """1. chunk, split and tensor_split name their number or size; split_with_sizes names each size."""
     axis = _axis(node)
     sizes = [part.shape[axis] for part in node.meta["val"]]
     if all(isinstance(size, int) for size in sizes):
@@ -77,7 +46,7 @@ def _write_out_parts(node: fx.Node) -> None:
 
 
 def _count_from_the_front(node: fx.Node) -> None:
-    """3. Bounds of slices count from the front, and stay within the size."""
+    """2. Bounds of slices count from the front, and stay within the size."""
     axis, given = _axis(node), arguments(node)
     size = _value(node.args[0]).shape[axis]
     bounds = {name: given[name] for name in ("start", "end", "length") if given.get(name) is not None}
@@ -90,7 +59,7 @@ def _count_from_the_front(node: fx.Node) -> None:
 
 
 def _name_squeezed_axes(node: fx.Node) -> None:
-    """4. squeeze names the axes of size 1: others that are cut down to 1 stay."""
+    """3. squeeze names the axes of size 1: others that are cut down to 1 stay."""
     shape, given = _value(node.args[0]).shape, arguments(node)
     named = given.get("dim")
     axes = range(len(shape)) if named is None else [named] if isinstance(named, int) else named
@@ -100,7 +69,7 @@ def _name_squeezed_axes(node: fx.Node) -> None:
 
 
 def _write_out_scale(node: fx.Node) -> None:
-    """5. Attention scales by the width of a head as it was, whatever is left of it."""
+    """4. Attention scales by the width of a head as it was, whatever is left of it."""
     if node.kwargs.get("scale") is None:
         width = _value(node.args[0]).shape[-1]
         if isinstance(width, int):
@@ -134,3 +103,38 @@ def _set(node: fx.Node, name: str, value: Any) -> None:
         node.update_arg(index, value)
     else:
         node.update_kwarg(name, value)
+
+
+# ---------------------------------------------------------------------- constants
+
+
+def _fold_constants(program: Program) -> bool:
+    """5. What is computed from constants alone becomes a constant, which can be cut (ALiBi's slopes, from arange)."""
+    values: dict[fx.Node, Any] = {}
+    with torch.no_grad():
+        for node in program.graph.nodes:
+            if node.op == "get_attr":
+                tensor = program.tensor(node)
+                if tensor is not None and not isinstance(tensor, torch.nn.Parameter):
+                    values[node] = tensor
+            elif node.op == "call_function" and _is_constant(node, values):
+                values[node] = node.target(
+                    *fx.map_arg(node.args, values.__getitem__), **fx.map_arg(node.kwargs, values.__getitem__)
+                )
+    found = False
+    for node, value in values.items():
+        read = any(user not in values for user in node.users)
+        if node.op == "call_function" and read and isinstance(value, Tensor) and value.numel() <= FOLDED_AT_MOST:
+            constant = add_tensor(program, f"{node.name}_constant", value.clone())
+            constant.meta = {"val": node.meta["val"]}
+            node.replace_all_uses_with(constant)
+            found = True
+    return found
+
+
+def _is_constant(node: fx.Node, values: dict[fx.Node, Any]) -> bool:
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload):
+        return target is operator.getitem and node.args[0] in values
+    repeatable = not target._schema.is_mutable and torch.Tag.nondeterministic_seeded not in target.tags
+    return repeatable and all(source in values for source in node.all_input_nodes)

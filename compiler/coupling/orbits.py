@@ -6,58 +6,60 @@ single channels of the other. Each index of a free atom is a cell; cells that ha
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from planish.compiler.coupling.dims import Dim, Frozen, atoms, factors, freeze, is_frozen
-from planish.compiler.coupling.equations import Pair
+from planish.compiler.coupling.equations import Equation
 
 Cells = np.ndarray[tuple[int], np.dtype[np.int64]]
 PINNED = -1
 CELLS_AT_MOST = 1 << 20
 """Cells of one side of an equation; beyond, its atoms are frozen."""
 
-_MISALIGNED = Frozen("it is cut elsewhere in a way that fits no whole factor")
 
+def find_orbits(equations: Sequence[Equation]) -> dict[Dim, Cells]:
+    """For each free atom of the ``equations``, the number of the orbit of each index, or PINNED.
 
-@dataclass(frozen=True)
-class Orbits:
-    """``of[atom][index]`` is the number of the orbit that the cell belongs to, or PINNED."""
-
-    of: dict[Dim, Cells]
-
-
-def find_orbits(pairs: Sequence[Pair]) -> Orbits:
-    """The orbits of all free atoms that occur in ``pairs``; atoms that have no free index are frozen."""
-    for pair in pairs:
-        for side in pair:
-            _free_one_factor_each(side)
-    free = [*dict.fromkeys(atom for pair in pairs for side in pair for atom in atoms(side) if atom.frozen is None)]
+    Atoms that have no free index are frozen.
+    """
+    if not equations:
+        return {}
+    of_atom: dict[Dim, Frozen] = {}
+    for equation in equations:
+        reason = Frozen("it is cut elsewhere in a way that fits no whole factor", equation.node)
+        for side in (equation.left, equation.right):
+            _free_one_factor_each(side, reason)
+            of_atom.update((atom, reason) for atom in atoms(side) if atom.frozen is None)
+    free = [atom for atom in of_atom if atom.frozen is None]
     starts = dict(zip(free, np.cumsum([0, *(atom.size for atom in free)]), strict=False))
     count = sum(atom.size for atom in free)
     ends: list[tuple[Cells, Cells]] = []
-    for left, right in pairs:
+    for left, right, _ in equations:
         if not (is_frozen(left) and is_frozen(right)):
             ends.append((_cells(left, starts), _cells(right, starts)))
     orbit = _joined(ends, count)
-    return Orbits({atom: orbit[starts[atom] : starts[atom] + atom.size] for atom in _unfrozen(free, starts, orbit)})
+    orbits = {atom: orbit[starts[atom] : starts[atom] + atom.size] for atom in free}
+    for atom, cells in orbits.items():
+        if (cells == PINNED).all():
+            freeze(atom, of_atom[atom])
+    return {atom: cells for atom, cells in orbits.items() if atom.frozen is None}
 
 
-def _free_one_factor_each(dim: Dim) -> None:
+def _free_one_factor_each(dim: Dim, reason: Frozen) -> None:
     """Of each product keep the largest free factor; the others are frozen."""
     dim = dim.root()
     if dim.size > CELLS_AT_MOST:
-        freeze(dim, _MISALIGNED)
+        freeze(dim, reason)
     if dim.kind == "product":
         free = [factor for factor in factors(dim) if not is_frozen(factor)]
         for factor in sorted(free, key=lambda factor: -factor.size)[1:]:
-            freeze(factor, _MISALIGNED)
+            freeze(factor, reason)
     for part in dim.parts:
-        _free_one_factor_each(part)
+        _free_one_factor_each(part, reason)
 
 
 def _cells(dim: Dim, starts: dict[Dim, int]) -> Cells:
@@ -83,11 +85,3 @@ def _joined(ends: Iterable[tuple[Cells, Cells]], count: int) -> Cells:
     edges = coo_array((np.ones(len(left), bool), (left, right)), shape=(count + 1, count + 1))
     orbit = connected_components(edges, directed=False)[1].astype(np.int64)
     return np.where(orbit == orbit[count], PINNED, orbit)[:count]
-
-
-def _unfrozen(free: Sequence[Dim], starts: dict[Dim, int], orbit: Cells) -> Iterator[Dim]:
-    for atom in free:
-        if (orbit[starts[atom] : starts[atom] + atom.size] == PINNED).all():
-            freeze(atom, _MISALIGNED)
-        else:
-            yield atom
