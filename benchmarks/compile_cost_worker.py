@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from benchmarks import ours
 from benchmarks.models import WORKLOADS, Inputs, seeded_model
-from benchmarks.ours import measure_this_machine, planish_int8
 from benchmarks.peers import export_float, peer_file
 
 BATCH = 8
-EXPORT = ("onnx", "onnxscript", "torch.onnx._internal.exporter._core")
+EXPORT = ("onnx", "onnxscript", "torch.export._trace", "torch.onnx._internal.exporter._core")
 QUANTIZE = {
     "ort-minmax": ("onnx", "onnxruntime.quantization.shape_inference"),
     "nncf-onnx": ("onnx", "onnxruntime", "nncf.onnx"),
@@ -33,6 +33,7 @@ QUANTIZE = {
 PLANISH = (
     "onnx",
     "onnxruntime",
+    "torch.export._trace",
     "planish.compiler.driver",
     "planish.passes.quantize_int8",
     "planish.backends.to_onnx.audit",
@@ -80,7 +81,7 @@ def work(task: str, name: str, folder: Path, scratch: Path) -> Callable[[], obje
     model = stored_model(name, folder)
     example = tuple(tensor[:2] for tensor in calibration[0])
     if task == "planish":
-        return lambda: planish_int8(model, example, calibration, scratch / "planish")
+        return lambda: ours.planish_int8(model, example, calibration, scratch / "planish")
 
     def export() -> Path:
         return export_float(model, example, WORKLOADS[name].input_names, scratch / "float.onnx")
@@ -102,7 +103,7 @@ def measure(task: str, name: str, folder: Path) -> dict[str, float]:
     for module in imports(task):
         importlib.import_module(module)
     if task == "planish":
-        measure_this_machine()
+        ours.prepare()
     imported = memory_mib("VmRSS")
     with TemporaryDirectory() as scratch:
         run = work(task, name, folder, Path(scratch))

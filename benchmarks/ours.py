@@ -31,8 +31,10 @@ def planish_int8(model: nn.Module, inputs: Inputs, calibration: Sequence[Inputs]
     return folder / "model.onnx"
 
 
-def measure_this_machine() -> None:
-    """Once for all compilations, and no part of one: the profile of this machine."""
+def prepare() -> None:
+    """Once for all compilations, and no part of one: the profile of this machine, and the imports of all passes."""
+    from planish.compiler.plugins import registry
     from planish.compiler.targets import find_profile
 
     find_profile(TARGET)
+    _ = registry().passes

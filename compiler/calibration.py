@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from typing import Any
 
 import torch
@@ -65,23 +65,37 @@ class InputForm:
 
     def inputs_of(self, batch: Any) -> Inputs:
         """The inputs in one batch: the batch itself, or its first part where labels follow."""
+        return self.split(batch)[0]
+
+    def split(self, batch: Any) -> tuple[Inputs, Any]:
+        """The inputs in one batch, and what follows them: the labels, a tuple of several, or None."""
         if isinstance(batch, Tensor):
-            return Inputs((batch,))
+            return Inputs((batch,)), None
         if isinstance(batch, Mapping):
             known = {key: value for key, value in batch.items() if self.open_ended or key in self.names}
             if not known:
                 raise UserError(
                     f"Name the calibration inputs as forward() does ({', '.join(self.names)}); got {', '.join(batch)}."
                 )
-            return Inputs((), known)
+            rest = {key: value for key, value in batch.items() if key not in known}
+            return Inputs((), known), _alone(rest)
         if isinstance(batch, Sequence) and not isinstance(batch, str) and batch:
             if isinstance(batch[0], Mapping) and len(batch) == 2:
-                return self.inputs_of(batch[0])
+                return self.inputs_of(batch[0]), batch[1]
             if isinstance(batch[0], (tuple, list)) and len(batch) == 2 and len(batch[0]) == self.positional:
-                return Inputs(tuple(batch[0]))
-            count = self.positional or 1
-            return Inputs(tuple(batch[: min(count, len(batch))]))
+                return Inputs(tuple(batch[0])), batch[1]
+            count = min(self.positional or 1, len(batch))
+            return Inputs(tuple(batch[:count])), _alone(batch[count:])
         raise UserError(f"Yield tensors, tuples or dicts from calibration, not {type(batch).__name__}.")
+
+
+def _alone(labels: Any) -> Any:
+    """The only label, or all of several; None for none."""
+    if not labels:
+        return None
+    if len(labels) > 1:
+        return labels if isinstance(labels, Mapping) else tuple(labels)
+    return next(iter(labels.values())) if isinstance(labels, Mapping) else labels[0]
 
 
 class _Converted:
@@ -91,11 +105,11 @@ class _Converted:
         self._source, self._convert = source, convert
 
     def __iter__(self) -> Iterator[Inputs]:
-        for index, batch in enumerate(_read(self._source)):
+        for index, batch in enumerate(read(self._source)):
             yield from self._convert(index, batch)
 
 
-def _read(source: Iterable[Any]) -> Iterator[Any]:
+def read(source: Iterable[Any], what: str = "calibration data") -> Iterator[Any]:
     """The batches of the user's own data; what its code raises is told as such."""
     index = 0
     try:
@@ -106,7 +120,7 @@ def _read(source: Iterable[Any]) -> Iterator[Any]:
         raise
     except Exception as failure:
         raise UserError(
-            f"Mend the calibration data: reading batch {index} raised {type(failure).__name__}: {failure}"
+            f"Mend the {what}: reading batch {index} raised {type(failure).__name__}: {failure}"
         ) from failure
 
 
@@ -119,10 +133,7 @@ def from_data(data: Iterable[Any], form: InputForm, program: Program | None = No
     if isinstance(data, (Tensor, Mapping)):
         data = [data]
     data = readable(data)
-    first = next(iter(data), None)
-    if first is None:
-        raise UserError("Pass calibration data with at least one batch; the iterable is empty.")
-
+    _first(data)
     fixed = program.example_inputs.batch_size if program is not None and not program.dynamic_axes else None
 
     def convert(index: int, batch: Any) -> Iterator[Inputs]:
@@ -130,7 +141,7 @@ def from_data(data: Iterable[Any], form: InputForm, program: Program | None = No
         inputs = check_tensors(form.inputs_of(batch), where)
         whole = fixed is None or inputs.batch_size % fixed
         for piece in [inputs] if whole else inputs.split(fixed or 1):  # a fixed batch takes larger ones in pieces
-            yield _fitting(piece, program, where)
+            yield fitting(piece, program, where)
 
     return Calibration(_Converted(data, convert), "given")
 
@@ -139,10 +150,10 @@ def readable(data: Any) -> Iterable[Any]:
     """``data``, if it can be read more than once; what is in it, if not. Raises UserError if it is no iterable."""
     if not isinstance(data, Iterable) and not hasattr(data, "__getitem__"):
         raise UserError(f"Pass an iterable of batches (a DataLoader, a list) as calibration, not {data!r}.")
-    return [*_read(data)] if iter(data) is data else data
+    return [*read(data)] if iter(data) is data else data
 
 
-def _fitting(inputs: Inputs, program: Program | None, where: str) -> Inputs:
+def fitting(inputs: Inputs, program: Program | None, where: str) -> Inputs:
     """``inputs``, if their leaves have the dtypes and, but for dynamic axes, the shapes of the example inputs."""
     if program is None:
         return inputs
@@ -164,16 +175,16 @@ def _fitting(inputs: Inputs, program: Program | None, where: str) -> Inputs:
     return inputs
 
 
-def first_inputs(data: Iterable[Any], form: InputForm) -> tuple[Inputs, Iterable[Any]]:
-    """The first batch's inputs, and ``data`` again with nothing lost."""
-    if isinstance(data, (Tensor, Mapping)):
-        return check_tensors(form.inputs_of(data), "calibration batch 0"), data
-    iterator = iter(data)
-    first = next(iterator, None)
-    if first is None:
-        raise UserError("Pass calibration data with at least one batch; the iterable is empty.")
-    whole = chain([first], iterator) if iterator is data else data
-    return check_tensors(form.inputs_of(first), "calibration batch 0"), whole
+def first_inputs(data: Iterable[Any], form: InputForm) -> Inputs:
+    """The inputs in the first batch. Raises UserError if there is none."""
+    first = data if isinstance(data, (Tensor, Mapping)) else _first(data)
+    return check_tensors(form.inputs_of(first), "calibration batch 0")
+
+
+def _first(data: Iterable[Any]) -> Any:
+    for batch in data:
+        return batch
+    raise UserError("Pass calibration data with at least one batch; the iterable is empty.")
 
 
 def seeded(seed: int) -> torch.Generator:

@@ -1,4 +1,7 @@
-"""The rules by which a traced graph becomes a Program's: numbered, each with its reason."""
+"""The rules by which a traced graph becomes a Program's: numbered, each with its reason.
+
+Those about writes in place stand in functional.py.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from planish.compiler.functional import use_functional_ops
 from planish.compiler.program import MODE, ModeArgument, Program
 
 aten = torch.ops.aten
@@ -17,7 +21,7 @@ def canonicalize(program: Program, attention_dropouts: tuple[float, ...]) -> Non
     """Apply all rules in place. ``attention_dropouts``: those of training, one an attention, where they are known."""
     _inline_regions(program)
     _use_reshape(program)
-    _use_functional_ops(program)
+    use_functional_ops(program)
     _drop_assertions(program)
     _record_modes(program, attention_dropouts)
     program.graph.lint()
@@ -66,64 +70,8 @@ def _use_reshape(program: Program) -> None:
         node.target = aten.reshape.default
 
 
-def _use_functional_ops(program: Program) -> None:
-    """3. ``op_(x)`` becomes ``op(x)`` where ``x`` is no input or buffer, and only the result reads it afterwards."""
-    order = {node: index for index, node in enumerate(program.graph.nodes)}
-    for node in [*program.calls()]:
-        target = node.target
-        if not isinstance(target, torch._ops.OpOverload) or not target._schema.is_mutable:
-            continue
-        functional = _functional_twin(target)
-        written = node.args[0]
-        if functional is None or not isinstance(written, fx.Node):
-            continue
-        aliases = _aliases(written, node)
-        outlives_the_call = any(alias.op in ("get_attr", "placeholder") for alias in aliases)
-        if not outlives_the_call and all(order[user] <= order[node] for alias in aliases for user in alias.users):
-            node.target = functional
-
-
-def _functional_twin(target: torch._ops.OpOverload) -> torch._ops.OpOverload | None:
-    name = target._schema.name.removeprefix("aten::")
-    packet = getattr(aten, name.removesuffix("_"), None) if name.endswith("_") else None
-    twin = getattr(packet, target._overloadname, None) if packet is not None else None
-    same = twin is not None and len(twin._schema.arguments) == len(target._schema.arguments)
-    return twin if same else None
-
-
-def _aliases(node: fx.Node, but: fx.Node) -> set[fx.Node]:
-    """``node``, all it is a view of, and all views of those, other than through ``but``."""
-    found, waiting = set(), [node]
-    while waiting:
-        current = waiting.pop()
-        if current in found or current is but:
-            continue
-        found.add(current)
-        if _is_view(current) and isinstance(current.args[0], fx.Node):
-            waiting.append(current.args[0])
-        waiting.extend(user for user in current.users if _is_view(user) and user.args[0] is current)
-    return found
-
-
-def _is_view(node: fx.Node) -> bool:
-    if node.target is operator.getitem:  # split, chunk and unbind hand out views by getitem
-        return True
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return False
-    if node.target.overloadpacket in _MAYBE_VIEWS:
-        return True
-    return any(result.alias_info is not None for result in node.target._schema.returns)
-
-
-# These return their input or a copy of it, and their schemas do not say so.
-_MAYBE_VIEWS = (
-    aten.reshape, aten.reshape_as, aten.contiguous, aten.to, aten.type_as, aten.flatten, aten.dropout,
-    aten.feature_dropout, aten.expand_as, aten.unflatten,
-)  # fmt: skip
-
-
 def _drop_assertions(program: Program) -> None:
-    """4. Runtime assertions of the export go: planish checks inputs and shapes itself."""
+    """3. Runtime assertions of the export go: planish checks inputs and shapes itself."""
     for node in [*program.calls(aten._assert_tensor_metadata.default, aten._assert_scalar.default)]:
         program.graph.erase_node(node)
 
@@ -146,7 +94,7 @@ _MODE_ARGUMENTS = {
 
 
 def _record_modes(program: Program, dropouts: tuple[float, ...]) -> None:
-    """5. Each node that behaves differently in training remembers how, so that the mode can be set right."""
+    """4. Each node that behaves differently in training remembers how, so that the mode can be set right."""
     for node in program.calls(*_MODE_ARGUMENTS):
         position, name = _MODE_ARGUMENTS[node.target]  # type: ignore[index]
         # a batch norm without running statistics uses those of the batch in evaluation too

@@ -17,6 +17,7 @@ from planish.compiler.calibration import Calibration, seeded
 from planish.compiler.cost import totals
 from planish.compiler.inputs import Inputs
 from planish.compiler.program import Program
+from planish.compiler.progress import Stages
 from planish.compiler.shapes import tensor_of
 
 ROWS, FEWEST_ROWS = 16, 4
@@ -32,7 +33,7 @@ WORK_PER_BYTE = 3
 aten = torch.ops.aten
 
 
-def draw_calibration(program: Program, samples: int = 64, seed: int = 0) -> Calibration:
+def draw_calibration(program: Program, samples: int = 64, seed: int = 0, progress: Stages | None = None) -> Calibration:
     """At most ``samples`` rows of inputs for ``program``; fewer where matching statistics costs too much.
 
     Float inputs start from a normal distribution. Where batch norms with running statistics read what is
@@ -47,7 +48,11 @@ def draw_calibration(program: Program, samples: int = 64, seed: int = 0) -> Cali
     batches = [_draw(fork, rows, generator) for _ in range(math.ceil(count / rows))]
     if not norms:
         return Calibration(batches, "drawn from a normal distribution")
-    matched = [_match(fork, norms, batch, steps) for batch in batches]
+    matched = []
+    for index, batch in enumerate(batches):
+        if progress:
+            progress.say("drawing calibration inputs", index / len(batches))
+        matched.append(_match(fork, norms, batch, steps))
     told = f"{len(norms)} batch norm{'s' if len(norms) > 1 else ''}"
     return Calibration(matched, f"drawn so as to match the statistics of {told}")
 

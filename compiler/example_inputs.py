@@ -66,7 +66,7 @@ def _from_calibration(model: nn.Module | ExportedProgram | Program, data: Iterab
         form = InputForm.of_program(model)
     else:
         form = InputForm.of_module(model.module(check_guards=False))
-    return first_inputs(data, form)[0]
+    return first_inputs(data, form)
 
 
 def _of_exported(model: ExportedProgram) -> Inputs:

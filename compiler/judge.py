@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,12 +17,13 @@ from planish.compiler.contracts import Backend, Budget, Lowered
 from planish.compiler.errors import UserError
 from planish.compiler.hardware import HardwareProfile
 from planish.compiler.inputs import Inputs
+from planish.compiler.memory import return_freed_memory
 from planish.compiler.plan import PlannedPass
 from planish.compiler.program import Program
 from planish.compiler.report import Figures, Latency
 from planish.compiler.roofline import estimate_latency
 from planish.compiler.signature import Signature
-from planish.compiler.verify import demand_float, errors, worst_snr
+from planish.compiler.verify import Outputs, compare, demand_float, outputs_of, worst_snr
 
 FASTER = 0.98
 """A pass pays if it takes the time to less than this share: below lies the noise of the machine."""
@@ -39,6 +40,8 @@ class Candidate:
     folder: Path
     lowered: Lowered
     figures: Figures
+    outputs: Outputs
+    """What the Program computes on the Judge's batches."""
 
 
 @dataclass
@@ -58,10 +61,8 @@ class Judge:
     profile: HardwareProfile
     budget: Budget
     metric: Metric | None
-    probe: tuple[Inputs, ...]
-    """Inputs for the signal-to-noise ratio, small."""
-    single: Inputs
-    """One row: what is timed."""
+    batches: Sequence[Inputs]
+    """What the outputs of Programs are compared on; the last one is timed."""
     scratch: Path
     reference: Candidate | None = None
     """Before any judged pass: what signal-to-noise ratios and losses of the metric are taken against."""
@@ -77,7 +78,7 @@ class Judge:
     def compare(self, best: Candidate, program: Program, planned: PlannedPass) -> Judgement:
         """Lower ``program``, time it against ``best`` in one run, and say whether the pass stays."""
         candidate = self._lower(program)
-        candidate.figures.snr_db = worst_snr(errors((self.reference or best).program, program, self.probe))
+        candidate.figures.snr_db = worst_snr(compare((self.reference or best).outputs, candidate.outputs))
         candidate.figures.metric = self._score(candidate)
         before = best.figures.model_copy()
         before.latency, candidate.figures.latency = self._times(best, candidate)
@@ -93,8 +94,8 @@ class Judge:
 
     def lowered_again(self, best: Candidate, program: Program, name: str) -> Candidate:
         """``program``, which the exact pass ``name`` made of ``best``. Raises VerificationError if it is not exact."""
-        demand_float(errors(best.program, program, self.probe), f"the Program after {name}")
         candidate = self._lower(program)
+        demand_float(compare(best.outputs, candidate.outputs), f"the Program after {name}")
         candidate.figures.metric = self._score(candidate)
         candidate.figures.snr_db = best.figures.snr_db
         self.time_alone(candidate)
@@ -111,19 +112,19 @@ class Judge:
         folder = Path(tempfile.mkdtemp(dir=self.scratch))
         with writing(folder):
             lowered = self.backend.lower(program, self.profile, folder)
+        return_freed_memory()
         size = sum((folder / name).stat().st_size for name in lowered.files)
         totals = cost.totals(program)
-        return Candidate(
-            program, folder, lowered, Figures(size_bytes=size, macs=totals.macs, parameters=totals.parameters)
-        )
+        figures = Figures(size_bytes=size, macs=totals.macs, parameters=totals.parameters)
+        return Candidate(program, folder, lowered, figures, outputs_of(program, self.batches))
 
     def _times(self, *candidates: Candidate) -> list[Latency]:
         if self.backend.cannot_time(self.profile) is not None:
             return [estimate_latency(each.program, self.profile) for each in candidates]
-        return self.backend.time([each.folder for each in candidates], self.profile, self.single.leaves())
+        return self.backend.time([each.folder for each in candidates], self.profile, self.batches[-1].leaves())
 
     def _score(self, candidate: Candidate) -> float | None:
-        if self.metric is None or self.backend.cannot_run(self.profile) is not None:
+        if self.metric is None or self.backend.cannot_run(self.profile) or candidate.lowered.cannot_run:
             return None
         run = runner_of(candidate, self.backend, self.profile)
         try:

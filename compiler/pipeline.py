@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from dataclasses import dataclass, field
 from planish.compiler.contracts import Context, Pass
 from planish.compiler.errors import PassError, PlanishError
 from planish.compiler.judge import Candidate, Judge
+from planish.compiler.memory import peak_memory_mb, return_freed_memory, reuse_freed_memory
 from planish.compiler.plan import Plan, PlannedPass
 from planish.compiler.program import Program
 from planish.compiler.report import Step
@@ -35,10 +35,12 @@ def run_plan(program: Program, plan: Plan, context: Context, judge: Judge, progr
     steps: list[Step] = []
     kept: list[Pass] = []
     outcome: Outcome | None = None
+    reuse_freed_memory()
     for planned in _with_requirements(plan):
         progress(planned.compression.name)
         start = time.perf_counter()
         context.decisions.clear()
+        context.notes.clear()
         rewritten = _run(planned.compression, program, context, kept)
         if planned.compression.exact:
             if outcome is not None:
@@ -100,6 +102,7 @@ def _run(compression: Pass, program: Program, context: Context, before: list[Pas
             component=compression.name,
             passes_before=names,
         ) from failure
+    return_freed_memory()
     verify(rewritten, compression.name)
     return rewritten
 
@@ -114,10 +117,5 @@ def _record(planned: PlannedPass, outcome: str, verdict: str, start: float, cont
         seconds=time.perf_counter() - start,
         peak_memory_mb=peak_memory_mb(),
         decisions=[*context.decisions],
+        notes=[*context.notes],
     )
-
-
-def peak_memory_mb() -> float:
-    """Largest resident memory of this process so far, in MiB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1024

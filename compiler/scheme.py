@@ -45,6 +45,8 @@ class IntegerOp:
     """Instead of the scheme's own, where this op needs another."""
     activation_types: tuple[IntegerType, ...] | None = None
     """One per position in ``activations``, instead of the scheme's own."""
+    absorbs_sums: tuple[Operator, ...] = ()
+    """Sums that the op computes along when one of them is its only user: the other operand is read in integers."""
 
 
 @dataclass(frozen=True)

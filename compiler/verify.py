@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from planish.compiler.errors import VerificationError
+from planish.compiler.errors import UserError, VerificationError
 from planish.compiler.inputs import Inputs
+from planish.compiler.memory import return_freed_memory
 from planish.compiler.program import Program
 from planish.compiler.report import Error
 
@@ -18,6 +19,13 @@ FLOAT_TOLERANCE = {"float64": 1e-4, "float32": 1e-4, "float16": 1e-2, "bfloat16"
 """Largest error of a float artifact, relative to the largest value of the output, by its dtype; else 0."""
 QUANTA = 255
 """Steps of an 8-bit output: the range of the output over this is its quantum."""
+
+HALF_SNR_DB = 66.0
+"""Of a value rounded once to float16: 20 log10(2^11)."""
+HALF_SLACK_DB = 8.0
+"""An artifact of families of models lies at most 5 dB below the Program rounded after each operator."""
+OVERFLOW = 1e300
+"""Stands for an infinite error: JSON has no infinity."""
 
 Run = Callable[..., Any]
 
@@ -45,6 +53,7 @@ def outputs_of(run: Run, batches: Sequence[Inputs]) -> Outputs:
             outputs = outputs or [[] for _ in leaves]
             for values, leaf in zip(outputs, leaves, strict=True):
                 values.append(leaf.detach())
+    return_freed_memory()
     return outputs
 
 
@@ -77,7 +86,7 @@ def _error(index: int, expected: Sequence[Tensor], got: Sequence[Tensor]) -> Err
 
 def _number(value: Tensor) -> float:
     number = float(value)
-    return number if math.isfinite(number) else 1e300  # JSON has no infinity
+    return number if math.isfinite(number) else OVERFLOW
 
 
 def snr_db(reference: Tensor, result: Tensor) -> float | None:
@@ -129,6 +138,29 @@ def demand_quantized(found: Sequence[Error], quantization: Sequence[Error]) -> N
             raise VerificationError(
                 f"Report this to planish: output {error.output} of the INT8 artifact has {error.snr_db:.1f} dB "
                 f"against the Q/DQ graph; the quantization's own noise allows {floor:.1f} dB."
+            )
+
+
+def demand_rounded(found: Sequence[Error], rounding: Sequence[Error]) -> None:
+    """Raise VerificationError unless an artifact in float16 is about as near as float16 allows.
+
+    ``found``: artifact against the float Program; ``rounding``: the Program with every result rounded to float16
+    against itself in float. An artifact may round more often (an attention in single steps) and in other places.
+    Raises UserError where the artifact leaves the range of float16.
+    """
+    for error, own in zip(found, rounding, strict=True):
+        if error.snr_db is None or _agrees(error):
+            continue
+        if error.max_abs >= OVERFLOW > own.max_abs:
+            raise UserError(
+                f"Compile in float32: output {error.output} of the model leaves the range of float16, which ends "
+                "at 65504."
+            )
+        floor = (own.snr_db if own.snr_db is not None else HALF_SNR_DB) - HALF_SLACK_DB
+        if error.snr_db < floor:
+            raise VerificationError(
+                f"Report this to planish: output {error.output} of the float16 artifact has {error.snr_db:.1f} dB "
+                f"against the Program; rounding to float16 allows {floor:.1f} dB."
             )
 
 

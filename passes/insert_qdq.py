@@ -64,12 +64,13 @@ class _Insertion:
         assert tensor is not None
         scale = weight_scale(tensor, kind, axis)
         shape = [-1 if dim == axis else 1 for dim in range(tensor.ndim)] if scale.ndim else []
-        integers = torch.round(tensor.detach() / scale.reshape(shape)).clamp(kind.minimum, kind.maximum).to(kind.dtype)
+        steps = tensor.detach() / scale.reshape(shape)
+        integers = steps.round_().clamp_(kind.minimum, kind.maximum).to(kind.dtype)
         name = str(weight.target)
         stored = add_tensor(self.program, f"{name}_int8", integers)
         if kind.granularity == "tensor":
             return stored, float(scale), 0
-        zeros = add_tensor(self.program, f"{name}_zero", torch.zeros_like(scale, dtype=torch.int64))
+        zeros = add_tensor(self.program, f"{name}_zero", torch.zeros_like(scale, dtype=kind.dtype))
         return stored, add_tensor(self.program, f"{name}_scale", scale), zeros
 
     def edges(self, placement: Placement) -> None:
@@ -130,11 +131,8 @@ def _dequantize_weight(kind: IntegerType, axis: int, stored: tuple[Argument, ...
 
 def weight_scale(weight: Tensor, kind: IntegerType, axis: int) -> Tensor:
     """Symmetric scales, [channels] or a scalar: the largest value lands on the last integer."""
-    magnitude = weight.detach().abs()
-    if kind.granularity == "channel":
-        largest = magnitude.amax(dim=[dim for dim in range(weight.ndim) if dim != axis])
-    else:
-        largest = magnitude.amax()
+    dims = [dim for dim in range(weight.ndim) if dim != axis or kind.granularity == "tensor"]
+    largest = torch.maximum(weight.detach().amax(dims), -weight.detach().amin(dims))
     return (largest / kind.maximum).clamp_min(SMALLEST_SCALE).float()
 
 

@@ -14,6 +14,8 @@ from planish.compiler.inputs import Inputs
 from planish.compiler.program import Program
 from planish.passes.calibrators import Calibrator, Histogram
 
+aten = torch.ops.aten
+
 PIECE = 4096
 """Values kept of each piece of a batch, at first and at most."""
 CAPACITY = 16 * PIECE
@@ -37,6 +39,7 @@ class Observed:
     def see(self, values: Tensor) -> None:
         if not values.numel():
             return
+        values = _in_memory_order(values)
         low, high = torch.aminmax(values)
         self.finite &= bool(torch.isfinite(low) & torch.isfinite(high))  # both are NaN where one value is
         self.low, self.high = min(self.low, float(low)), max(self.high, float(high))
@@ -70,15 +73,22 @@ class Observed:
         return centres, weights
 
 
+def _in_memory_order(values: Tensor) -> Tensor:
+    """``values`` with the longest stride first: reading a dense tensor so takes no copy, whatever its layout."""
+    return values.permute(sorted(range(values.ndim), key=values.stride, reverse=True))
+
+
 def observe(program: Program, nodes: Collection[fx.Node], batches: Iterable[Inputs]) -> dict[fx.Node, Observed]:
     """Run ``program`` on all ``batches``; what is not needed any more is freed as it goes.
 
     Raises UserError if there is no batch, or if a value is not finite.
     """
     recorder = _Recorder(program, nodes)
+    relaid = _is_layout_free(program)
     count = 0
     for inputs in batches:
-        recorder.run(*inputs.leaves(), enable_io_processing=False)
+        leaves = [_channels_last(leaf) for leaf in inputs.leaves()] if relaid else inputs.leaves()
+        recorder.run(*leaves, enable_io_processing=False)
         count += 1
     if not count:
         raise UserError("Pass calibration data with at least one batch; the iterable is empty.")
@@ -98,3 +108,25 @@ class _Recorder(fx.Interpreter):
         if n in self.seen:
             self.seen[n].see(value)
         return value
+
+
+_SEE_STRIDES = (aten.as_strided.default, aten.view_as_complex.default, aten.view.dtype)
+
+
+def _is_layout_free(program: Program) -> bool:
+    """Whether the Program computes the same however its inputs lie in memory.
+
+    Not where an operator is told strides or demands some, is none of PyTorch's own, or writes in place: ``reshape``
+    gives a view of one layout and a copy of another.
+    """
+    operators = [node.target for node in program.calls() if isinstance(node.target, torch._ops.OpOverload)]
+    return all(
+        operator.namespace == "aten" and not operator._schema.is_mutable and operator not in _SEE_STRIDES
+        for operator in operators
+    )
+
+
+def _channels_last(leaf: Any) -> Any:
+    """Images with their channels innermost, in which convolutions are faster: all of ResNet-50 by an eighth."""
+    image = isinstance(leaf, Tensor) and leaf.ndim == 4
+    return leaf.contiguous(memory_format=torch.channels_last) if image else leaf

@@ -8,6 +8,8 @@
 3. A transparent operator hands integers on: its result shares the scale of its input.
 4. The function that an operator fuses (relu …) belongs to it: what is quantized is the fused result.
 5. A zero padding in front of a convolution belongs to it as well: its input is quantized, not its result.
+6. A sum that an operator absorbs (a residual) reads its other operand, the shortcut, as integers. Where two operators
+   could absorb it, the deeper one does: it runs last.
 """
 
 from __future__ import annotations
@@ -21,11 +23,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from planish.compiler.padding import PADS, zero_padding
 from planish.compiler.program import Program, op_name, source_module
 from planish.compiler.scheme import FloatPrefix, IntegerOp, IntegerType, QuantizationScheme
 
 aten = torch.ops.aten
-_PADS = (aten.pad.default, aten.constant_pad_nd.default)
 
 
 @dataclass
@@ -49,12 +51,14 @@ def place(program: Program, scheme: QuantizationScheme, keep_float: Sequence[str
     """The placement for ``program``, whose nodes carry their shapes. ``keep_float`` are source module patterns."""
     placement = Placement()
     fused: set[fx.Node] = set()
+    depths = _depths(program)
     for node in program.calls():
         if node in fused:
             continue
         op = scheme.find(node.target)
         if op is None:
             _hand_on(node, scheme, placement)
+            _quantize_shortcut(node, scheme, placement, depths)
             continue
         why_not = _obstacle(program, node, op, scheme, placement, keep_float)
         if why_not:
@@ -167,6 +171,35 @@ def _quantize(
     placement.decided.append((node, "int8", f"runs in integers{inside}"))
 
 
+def _quantize_shortcut(
+    node: fx.Node, scheme: QuantizationScheme, placement: Placement, depths: dict[fx.Node, int]
+) -> None:
+    operands = {operand for operand in node.args[:2] if isinstance(operand, fx.Node)}
+    absorbers = [operand for operand in operands if _absorbs(operand, node, scheme, placement)]
+    if len(operands) < 2 or not absorbers or node.kwargs.get("alpha", 1) != 1:
+        return
+    absorber = max(absorbers, key=depths.__getitem__)
+    (shortcut,) = operands - {absorber}
+    if _is_float(shortcut) and shortcut.meta["val"].shape == node.meta["val"].shape:
+        placement.edges[shortcut, node] = scheme.activation
+        placement.decided.append((node, "int8", f"its shortcut is read in integers, with {op_name(absorber)}"))
+
+
+def _absorbs(operand: fx.Node, node: fx.Node, scheme: QuantizationScheme, placement: Placement) -> bool:
+    op = scheme.find(operand.target)
+    if op is None or node.target not in op.absorbs_sums or len(operand.users) > 1:
+        return False
+    return any(reader is operand for _, reader in placement.weights)  # it runs in integers
+
+
+def _depths(program: Program) -> dict[fx.Node, int]:
+    """How many nodes lie one behind the other from the inputs to each node."""
+    depths: dict[fx.Node, int] = {}
+    for node in program.graph.nodes:
+        depths[node] = 1 + max((depths[source] for source in node.all_input_nodes), default=0)
+    return depths
+
+
 def _activations(node: fx.Node, op: IntegerOp) -> Iterator[fx.Node]:
     """The activation operands: behind a zero padding, and each of a list (cat)."""
     for position in op.activations:
@@ -184,24 +217,14 @@ def _reader(node: fx.Node, operand: fx.Node) -> fx.Node:
 
 
 def _is_absorbed(operand: fx.Node, node: fx.Node) -> bool:
-    return operand.target in _PADS and is_zero_pad(operand) and len(operand.users) == 1 and "conv" in str(node.target)
-
-
-def is_zero_pad(node: fx.Node) -> bool:
-    """Whether a padding adds zeros, and nothing else."""
-    amounts = node.args[1]
-    mode = node.args[2] if node.target is _PADS[0] and len(node.args) > 2 else node.kwargs.get("mode", "constant")
-    position = 3 if node.target is _PADS[0] else 2
-    value = node.args[position] if len(node.args) > position else node.kwargs.get("value", 0)
-    positive = isinstance(amounts, (list, tuple)) and all(isinstance(a, int) and a >= 0 for a in amounts)
-    return positive and mode == "constant" and value in (None, 0, 0.0)
+    return zero_padding(operand) is not None and len(operand.users) == 1 and "conv" in str(node.target)
 
 
 def _hand_on(node: fx.Node, scheme: QuantizationScheme, placement: Placement) -> None:
     source = node.args[0] if node.args else None
     if node.target not in scheme.transparent or not isinstance(source, fx.Node) or not _is_integer(source, placement):
         return
-    if node.target in _PADS and (not is_zero_pad(node) or any(_is_absorbed(node, user) for user in node.users)):
+    if node.target in PADS and (zero_padding(node) is None or any(_is_absorbed(node, user) for user in node.users)):
         return
     if isinstance(node.meta["val"], Tensor):
         placement.shared[node] = source

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,6 +11,7 @@ import torch
 from planish.compiler.contracts import Context, Pass, Proposal, Situation, Stage
 from planish.compiler.errors import PassError, UserError, closest
 from planish.compiler.hardware import peak_gops
+from planish.compiler.inputs import Inputs
 from planish.compiler.program import Program, source_module
 from planish.compiler.shapes import ensure_shapes
 from planish.passes.calibrators import CALIBRATORS
@@ -82,8 +84,16 @@ class QuantizeInt8(Pass):
         if not placement.weights:
             raise PassError("Leave this pass out: no layer of the model can run in INT8 here.", component=self.name)
         with torch.no_grad():
-            seen = observe(program, placement.observed(), context.calibration.samples(self.samples))
+            seen = observe(program, placement.observed(), self._rows(context))
             return insert(program, placement, seen, CALIBRATORS[self.calibrator])
+
+    def _rows(self, context: Context) -> Iterator[Inputs]:
+        read = 0
+        for rows in context.calibration.samples(self.samples):
+            yield rows
+            read += rows.batch_size
+            if context.progress:
+                context.progress.say(f"{self.name}: {read} rows of calibration data")
 
     def _check_names(self, program: Program) -> None:
         modules = {source_module(node) for node in program.calls()}

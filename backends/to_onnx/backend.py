@@ -75,8 +75,7 @@ class OnnxBackend(Backend):
         _require()
         from planish.backends.to_onnx.timing import time_files
 
-        files = [folder / FILE for folder in folders]
-        return time_files(files, dict(zip(_input_names(files[0]), _tensors(inputs), strict=True)), threads)
+        return time_files([folder / FILE for folder in folders], _tensors(inputs), threads)
 
 
 class _Session(Runner):
@@ -97,13 +96,6 @@ class _Session(Runner):
 
 def _tensors(leaves: Sequence[Any]) -> list[Tensor]:
     return [leaf.contiguous() for leaf in leaves if isinstance(leaf, Tensor)]
-
-
-def _input_names(file: Path) -> list[str]:
-    import onnx
-
-    graph = onnx.load(file, load_external_data=False).graph
-    return [value.name for value in graph.input]
 
 
 def _require() -> None:

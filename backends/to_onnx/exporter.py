@@ -13,9 +13,9 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, fx
 
-from planish.backends.to_onnx.decompose import decomposed, exported
 from planish.backends.to_onnx.emitter import Unsupported
 from planish.backends.to_onnx.lower import RULES, output_leaves, to_onnx, unsupported
+from planish.compiler.decompose import decomposed, exported
 from planish.compiler.errors import LoweringError
 from planish.compiler.program import Program, op_name, source_module
 from planish.compiler.shapes import propagate, tensor_of

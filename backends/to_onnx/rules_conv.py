@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from torch import fx
 
 from planish.backends.to_onnx.emitter import Emitter, Rule, Value
-from planish.backends.to_onnx.rules_shape import onnx_pads
+from planish.backends.to_onnx.rules_pad import onnx_pads
+from planish.compiler.padding import zero_padding
 from planish.compiler.scheme import Operator
 
 aten = torch.ops.aten
-PADS = (aten.pad.default, aten.constant_pad_nd.default)
 
 
 def conv(
@@ -27,7 +27,7 @@ def conv(
         begins, ends = [t // 2 for t in total], [t - t // 2 for t in total]
     else:
         begins = ends = each(padding, spatial)
-    x, outer = _absorb_padding(e, x)
+    x, outer = _absorb_padding(e, x, spatial)
     begins = [own + extra for own, extra in zip(begins, outer[:spatial], strict=True)]
     ends = [own + extra for own, extra in zip(ends, outer[spatial:], strict=True)]
     attributes = {"kernel_shape": kernel, "strides": stride, "dilations": dilation, "group": groups}
@@ -35,25 +35,16 @@ def conv(
     return batched(e, x, spatial, lambda value: e.op("Conv", value, weight, bias, pads=pads, **attributes))
 
 
-def _absorb_padding(e: Emitter, x: Value) -> tuple[Value, list[int]]:
+def _absorb_padding(e: Emitter, x: Value, spatial: int) -> tuple[Value, list[int]]:
     """A zero padding in front goes into the convolution: ONNX pads unevenly, and INT8 kernels fuse that alone."""
-    node = e.node.args[0]
-    rank = e.fake(0).ndim
-    none = [0] * (2 * (rank - 2))
-    if not isinstance(node, fx.Node) or node.target not in PADS or len(node.args) < 2:
-        return x, none
-    amounts = node.args[1]
-    mode = node.args[2] if node.target is PADS[0] and len(node.args) > 2 else node.kwargs.get("mode", "constant")
-    filler = node.kwargs.get("value", node.args[-1] if len(node.args) > (3 if node.target is PADS[0] else 2) else 0)
-    fits = isinstance(amounts, Sequence) and all(isinstance(a, int) and a >= 0 for a in amounts)
-    if not fits or mode != "constant" or filler not in (None, 0, 0.0):
-        return x, none
-    pads = onnx_pads(amounts, rank)  # type: ignore[arg-type]
-    begins, ends = pads[:rank], pads[rank:]
-    if any((*begins[:2], *ends[:2])):
-        return x, none
-    before = e.values[node.args[0]]  # type: ignore[index]
-    return before, [*begins[2:], *ends[2:]]
+    node: Any = e.node.args[0]
+    rank, amounts = e.fake(0).ndim, zero_padding(node)
+    pads = onnx_pads(amounts or [], rank)
+    first = rank - spatial
+    outer = [*pads[first:rank], *pads[rank + first :]]
+    if amounts is None or sum(pads) > sum(outer):  # no padding, or one of the batch or the channels as well
+        return x, [0] * len(outer)
+    return e.values[node.args[0]], outer
 
 
 def conv_transpose(

@@ -1,4 +1,4 @@
-"""Operators that give the same values another shape, join them, split them or pad them."""
+"""Operators that give the same values another shape, join them or split them."""
 
 from __future__ import annotations
 
@@ -192,31 +192,6 @@ def unbind(e: Emitter, x: Value, dim: int = 0) -> Sequence[Value]:
     return [e.op("Gather", x, e.constant(index), axis=dim) for index in range(count)]
 
 
-def pad(e: Emitter, x: Value, pads: Sequence[Size], mode: str = "constant", value: float | None = None) -> Value:
-    if not all(isinstance(p, int) for p in pads):
-        raise e.fail("padding by a dynamic amount")
-    kind = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}[mode]
-    return e.op(
-        "Pad", x, e.constant(onnx_pads(pads, e.fake(0).ndim)), e.constant(value or 0, e.result_dtype()), mode=kind
-    )
-
-
-def onnx_pads(pads: Sequence[Any], rank: int) -> list[int]:
-    """torch: (left, right) from the last dimension backwards; ONNX: all begins, then all ends."""
-    begins, ends = [0] * rank, [0] * rank
-    for step in range(len(pads) // 2):
-        begins[rank - 1 - step], ends[rank - 1 - step] = int(pads[2 * step]), int(pads[2 * step + 1])
-    return begins + ends
-
-
-def constant_pad(e: Emitter, x: Value, pads: Sequence[Size], value: float = 0) -> Value:
-    return pad(e, x, pads, "constant", value)
-
-
-def border(mode: str) -> Rule:
-    return lambda e, x, pads: pad(e, x, pads, mode)
-
-
 def pixel_unshuffle(e: Emitter, x: Value, factor: int) -> Value:
     """[N, C, H*f, W*f] -> [N, C*f*f, H, W], the channel outermost: SpaceToDepth has it innermost."""
     channels, height, width = e.fake_result().shape[-3:]
@@ -294,9 +269,5 @@ RULES: dict[Operator, Rule] = {
     aten.unbind.int: unbind, aten.repeat_interleave.self_int: repeat_interleave,
     aten.channel_shuffle.default: channel_shuffle, aten.meshgrid.default: meshgrid, aten.meshgrid.indexing: meshgrid,
     aten.unfold.default: unfold, aten.diagonal.default: diagonal, aten.col2im.default: column_image,
-    aten.pad.default: pad, aten.constant_pad_nd.default: constant_pad,
-    aten.reflection_pad1d.default: border("reflect"), aten.replication_pad1d.default: border("replicate"),
-    aten.reflection_pad2d.default: border("reflect"), aten.replication_pad2d.default: border("replicate"),
-    aten.reflection_pad3d.default: border("reflect"), aten.replication_pad3d.default: border("replicate"),
     aten.pixel_shuffle.default: pixel_shuffle, aten.pixel_unshuffle.default: pixel_unshuffle,
 }  # fmt: skip

@@ -15,11 +15,15 @@ from planish.compiler.report import Latency
 WORKER = Path(__file__).with_name("timing_worker.py")
 
 
-def time_files(files: Sequence[Path], inputs: dict[str, Tensor], threads: int = 1) -> list[Latency]:
-    """Latency of each file on ``inputs`` (name -> tensor); raises LoweringError if one does not load or run."""
+def time_files(files: Sequence[Path], tensors: Sequence[Tensor], threads: int = 1) -> list[Latency]:
+    """Latency of each file on ``tensors``, one batch, in the order of the inputs.
+
+    Raises LoweringError if a file does not load or run.
+    """
 
     def commands(arrays: Path) -> dict[Path, list[str]]:
         # -P: the folder of the script is not searched for modules
         return {file: [sys.executable, "-P", str(WORKER), str(file), str(arrays), str(threads)] for file in files}
 
+    inputs = {str(index): tensor for index, tensor in enumerate(tensors)}
     return time_in_turns(commands, inputs, threads, f"ONNX Runtime {ort.__version__}")

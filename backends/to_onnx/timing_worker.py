@@ -19,7 +19,7 @@ def main(model: str, inputs: str, threads: int) -> None:
     options.log_severity_level = 3
     session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     with np.load(inputs) as arrays:
-        feed = {name: arrays[name] for name in arrays.files}
+        feed = {value.name: arrays[name] for value, name in zip(session.get_inputs(), arrays.files, strict=True)}
     session.run(None, feed)
     print("[]", flush=True)
     for line in sys.stdin:

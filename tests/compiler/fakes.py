@@ -126,7 +126,7 @@ def judge_of(backend: Backend, program: Program, scratch: Path, **options: Any) 
     inputs = program.example_inputs
     budget = options.get("budget") or Budget()
     metric = options.get("metric")
-    return Judge(backend, vnni(), budget, metric, (inputs,), next(inputs.split(1)), scratch)
+    return Judge(backend, vnni(), budget, metric, [*inputs.split(1)], scratch)
 
 
 def context_of(program: Program) -> Context:

@@ -30,6 +30,20 @@ class Cnn(nn.Module):
         return result
 
 
+class Counting(nn.Module):
+    """Counts its calls in a part of a buffer."""
+
+    calls: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls[1:].add_(1)
+        return x * 2
+
+
 class Attention(nn.Module):
     """Attention that drops out in training only, as transformers write it."""
 

@@ -13,7 +13,7 @@ from planish.compiler.inputs import Inputs
 from planish.compiler.program import source_module, source_type
 from planish.compiler.rules import verify
 from planish.compiler.trace import trace, trace_with_notes
-from tests.compiler.models import NAMES, Attention, Cnn, Regions, case, rows
+from tests.compiler.models import NAMES, Attention, Cnn, Counting, Regions, case, rows
 
 aten = torch.ops.aten
 
@@ -210,17 +210,6 @@ def test_dropout_in_a_program_drops_what_it_drops_in_the_model() -> None:
 
 
 def test_a_write_into_a_part_of_a_buffer_is_kept() -> None:
-    class Counting(nn.Module):
-        calls: Tensor
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.register_buffer("calls", torch.zeros(4))
-
-        def forward(self, x: Tensor) -> Tensor:
-            self.calls[1:].add_(1)
-            return x * 2
-
     program = trace(Counting(), torch.randn(2, 3)).copy()
     program(torch.randn(2, 3))
     assert program.state_dict()["calls"].tolist() == [0, 1, 1, 1]

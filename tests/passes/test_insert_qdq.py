@@ -149,7 +149,7 @@ def test_a_weight_that_layers_share_is_stored_once() -> None:
             return result
 
     made = quantized(traced(Tied(), torch.randn(2, 6)), [torch.randn(4, 6)])
-    stored = [tensor for tensor in made.state_dict().values() if tensor.dtype is torch.int8]
+    stored = [tensor for tensor in made.state_dict().values() if tensor.dtype is torch.int8 and tensor.ndim == 2]
     assert len(stored) == 2
     assert len({node.args[0] for node in made.calls(PER_CHANNEL)}) == 2
 

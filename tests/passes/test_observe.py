@@ -1,17 +1,19 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from planish.compiler.errors import UserError
 from planish.compiler.inputs import Inputs
 from planish.passes.calibrators import CALIBRATORS, minmax
 from planish.passes.observe import Observed, observe
-from tests.passes.nets import aten, the, traced
+from tests.passes.nets import RandomCnn, aten, the, traced, warm
 
 
 def seen(*values: Tensor) -> Observed:
@@ -111,6 +113,60 @@ def test_the_values_of_a_node_are_those_that_the_program_computes() -> None:
         exact = torch.cat(batches) @ weight.T + bias
     assert (found[linear].low, found[linear].high) == pytest.approx((float(exact.min()), float(exact.max())))
     assert (found[relu].low, found[relu].high) == pytest.approx((0.0, float(exact.max())))
+
+
+class Written(nn.Module):
+    """What it returns depends on whether ``reshape`` gives a view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        y.reshape(-1).add_(1)
+        return y * 2
+
+
+class Complex(nn.Module):
+    """Demands a stride of 1 in the last dimension."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.view_as_real(torch.view_as_complex(self.conv(x)) * 2)
+
+
+IMAGES = {
+    "cnn": (warm(RandomCnn([0, 1, 2, 3, 4, 5, 6])), (3, 8, 6)),
+    "writes in place": (Written(), (2, 5, 6)),
+    "strides matter": (Complex(), (2, 6, 2)),
+}
+
+
+@pytest.mark.parametrize(("model", "shape"), IMAGES.values(), ids=IMAGES)
+def test_the_layout_in_which_images_are_read_changes_no_value(model: nn.Module, shape: tuple[int, ...]) -> None:
+    program = traced(model.double(), torch.randn(2, *shape, dtype=torch.float64))
+    x = torch.randn(5, *shape, dtype=torch.float64)
+    exact: dict[fx.Node, Tensor] = {}
+
+    class Recorder(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            value = super().run_node(n)
+            if n.op == "call_function" and isinstance(value, Tensor) and value.is_floating_point():
+                exact[n] = value.clone()
+            return value
+
+    with torch.no_grad():
+        Recorder(program.graph_module).run(x, enable_io_processing=False)
+        found = observe(program, exact.keys(), [Inputs((x,))])
+    for node, values in exact.items():
+        together = torch.cat([values.flatten(), torch.zeros(1)])
+        assert (found[node].low, found[node].high) == pytest.approx((float(together.min()), float(together.max())))
+        sample = found[node]._sample[: found[node]._count]
+        assert float(sample.mean()) == pytest.approx(float(values.mean()), abs=1e-5), "small enough to be kept whole"
 
 
 def test_no_batch_is_a_user_error() -> None:

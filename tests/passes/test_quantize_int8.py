@@ -4,12 +4,14 @@ from types import ModuleType
 
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 
 import planish
 from planish.compiler.contracts import Budget, Situation
 from planish.compiler.errors import PassError, UserError
 from planish.compiler.hardware import Figure
+from planish.compiler.progress import Stages
 from planish.compiler.rules import verify
 from planish.compiler.verify import snr_db
 from planish.passes.calibrators import CALIBRATORS
@@ -44,6 +46,19 @@ def test_every_decision_is_recorded_with_its_module_and_reason() -> None:
     assert found["branch.0", "aten.conv2d"] == ("float", "kept float on request")
     assert found["head", "aten.linear"] == ("int8", "runs in integers")
     assert found["", "aten.add"] == ("float", "not all of its inputs are integers already")
+
+
+def test_the_display_counts_the_rows_that_are_read() -> None:
+    told: list[str] = []
+
+    class Told(Stages):
+        def say(self, what: str, share: float | None = None) -> None:
+            told.append(what)
+
+    here = context(SCHEME, torch.randn(6, 4), torch.randn(2, 4))
+    here.progress = Told(Console())
+    QuantizeInt8().run(traced(nn.Linear(4, 3), torch.randn(2, 4)), here)
+    assert told == [f"quantize-int8: {rows} rows of calibration data" for rows in (4, 6, 8)]
 
 
 def test_no_more_rows_than_asked_for_are_read() -> None:

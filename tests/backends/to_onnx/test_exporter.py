@@ -52,7 +52,7 @@ class FiveDimensions(nn.Module):
     [
         (nn.ReLU(), "by its rule"),
         (Cosine(), r"decomposed aten\.cosine_similarity"),
-        (Writing(), r"decomposed .*aten\.fill_"),
+        (Writing(), r"decomposed .*aten\.add_"),
         (Spectrum(), r"torch\.onnx\.export.*fft_rfft"),
     ],
 )

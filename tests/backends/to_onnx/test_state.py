@@ -4,18 +4,7 @@ import torch
 from torch import Tensor, nn
 
 import planish
-
-
-class Counting(nn.Module):
-    calls: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("calls", torch.zeros(4))
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.calls[1:].add_(1)
-        return x * 2
+from tests.compiler.models import Counting
 
 
 def warnings_of(model: nn.Module) -> set[str]:

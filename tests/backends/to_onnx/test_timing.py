@@ -49,7 +49,7 @@ def test_times_are_measured_in_turns_and_say_how(folders: list[Path], monkeypatc
 def test_no_process_is_left_behind(folders: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(paired_timing, "SECONDS", 0.05)
     before = {child.pid for child in psutil.Process(os.getpid()).children()}
-    time_files([folder / FILE for folder in folders], {"input_1": X})
+    time_files([folder / FILE for folder in folders], [X])
     assert {child.pid for child in psutil.Process(os.getpid()).children()} <= before
 
 
@@ -57,13 +57,13 @@ def test_a_file_that_does_not_load_is_named_and_no_process_left(folders: list[Pa
     (tmp_path / "broken.onnx").write_bytes(b"no model")
     before = {child.pid for child in psutil.Process(os.getpid()).children()}
     with pytest.raises(LoweringError, match=r"cannot run broken\.onnx"):
-        time_files([folders[0] / FILE, tmp_path / "broken.onnx"], {"input_1": X})
+        time_files([folders[0] / FILE, tmp_path / "broken.onnx"], [X])
     assert {child.pid for child in psutil.Process(os.getpid()).children()} <= before
 
 
 def test_inputs_that_do_not_fit_are_an_error_with_the_runtimes_words(folders: list[Path]) -> None:
     with pytest.raises(LoweringError, match="input_1"):
-        time_files([folders[0] / FILE], {"input_1": torch.randn(3, 7)})
+        time_files([folders[0] / FILE], [torch.randn(3, 7)])
 
 
 def test_each_file_is_timed_in_every_round(monkeypatch: pytest.MonkeyPatch) -> None:

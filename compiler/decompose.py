@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._decomp import decomposition_table
 from torch.export import Dim, ExportedProgram, ShapesCollection
 
 from planish.compiler.program import Program
 from planish.compiler.scheme import Operator
-from planish.compiler.trace import trace
+from planish.compiler.trace import quiet_torch, trace
 
 aten = torch.ops.aten
+_BEYOND_EXPORT = (aten.grid_sampler_2d.default,)
 
 
 def decomposed(program: Program, keep: Collection[Operator]) -> Program:
@@ -20,11 +23,19 @@ def decomposed(program: Program, keep: Collection[Operator]) -> Program:
 
     Nothing is written in place any more; what is written into buffers is lost with the call.
     """
+    with quiet_torch():
+        return without_state(trace(exported(program).run_decompositions(_table(keep))))
+
+
+def _table(keep: Collection[Operator]) -> Any:
+    """PyTorch's table for export, and what PyTorch can decompose beyond it."""
     table = torch.export.default_decompositions()
+    for operator in _BEYOND_EXPORT:
+        table[operator] = decomposition_table[operator]
     for operator in [*table]:
         if operator in keep:
             del table[operator]
-    return without_state(trace(exported(program).run_decompositions(table)))
+    return table
 
 
 def exported(program: Program) -> ExportedProgram:
