@@ -8,17 +8,21 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 from torch import fx
 
 from planish.compiler.calibration import Calibration
-from planish.compiler.errors import UserError, closest
+from planish.compiler.coupling.inference import Rules
+from planish.compiler.errors import UserError
 from planish.compiler.hardware import HardwareProfile
+from planish.compiler.options import fields_of, restored
 from planish.compiler.program import Program, op_name, source_module
+from planish.compiler.progress import Stages
 from planish.compiler.report import Decision, Latency
 from planish.compiler.scheme import QuantizationScheme
 from planish.compiler.signature import Signature
+from planish.compiler.training_data import TrainingData
 
 # ---------------------------------------------------------------------- passes
 
@@ -29,6 +33,9 @@ class Stage(IntEnum):
     CLEAN = 0
     STRUCTURE = 10
     SPARSITY = 20
+    RECOVERY = 25
+    FOLDING = 28
+    """What training should not see: folded batch norms normalize no more."""
     PRECISION = 30
 
 
@@ -60,6 +67,12 @@ class Situation:
     profile: HardwareProfile
     scheme: QuantizationScheme | None
     budget: Budget
+    trains: bool = False
+    """Whether there is data to train on."""
+    planned: tuple[Pass, ...] = ()
+    """The passes of earlier stages that the plan has so far."""
+    coupling_rules: Rules = field(default_factory=dict)
+    """As in the Context of the passes."""
 
 
 @dataclass
@@ -71,6 +84,21 @@ class Context:
     calibration: Calibration
     seed: int = 0
     decisions: list[Decision] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """What a pass has to say beyond decisions about nodes (how a training went); the Report has it with the step."""
+    train: TrainingData | None = None
+    teacher: Any = None
+    """What the user passed as ``teacher``: anything callable with the model's inputs, or several of them."""
+    metric: Callable[[Callable[..., Any]], float] | None = None
+    """Gets ``run(*inputs) -> outputs``; higher is better."""
+    fit: Callable[..., Any] | None = None
+    """How the pass around this one wants Programs trained (``passes/training/recover.py``); None: on labels."""
+    original: Program | None = None
+    """The Program before any pass."""
+    progress: Stages | None = None
+    """The display of the compilation."""
+    coupling_rules: Rules = field(default_factory=dict)
+    """How ops couple channels that planish itself has no rule for, from plugins."""
 
     def decide(self, node: fx.Node, outcome: str, reason: str) -> None:
         """Record in the Report what became of ``node``, and why."""
@@ -85,6 +113,8 @@ class Proposal:
 
     compression: Pass | None
     reason: str
+    instead_of: tuple[Pass, ...] = ()
+    """Planned passes that ``compression`` holds, and that therefore do not run by themselves."""
 
 
 class Pass(ABC):
@@ -112,22 +142,12 @@ class Pass(ABC):
 
     def options(self) -> dict[str, Any]:
         """The fields by name, ready for TOML and JSON; None is left out."""
-        values = {option.name: getattr(self, option.name) for option in dataclasses.fields(self)}  # type: ignore[arg-type]
-        return {name: _plain(value) for name, value in values.items() if value is not None}
+        return fields_of(self)
 
     @classmethod
     def from_options(cls, options: dict[str, Any]) -> Self:
         """The pass with ``options``. Raises UserError for one it does not have, with the closest names."""
-        known = {option.name for option in dataclasses.fields(cls)}  # type: ignore[arg-type]
-        for name in options:
-            if name not in known:
-                raise UserError(f"{cls.name} has no option {name!r}{closest(name, known)}")
-        tuples = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
-        return cls(**tuples)
-
-
-def _plain(value: Any) -> Any:
-    return [_plain(item) for item in value] if isinstance(value, (tuple, list, set, frozenset)) else value
+        return cls(**restored(cls, options, cls.name))
 
 
 # ---------------------------------------------------------------------- backends
@@ -152,10 +172,42 @@ class Finding:
     check: Check
     node: fx.Node
 
+    @property
+    def op(self) -> str:
+        return op_name(self.node)
+
+    @property
+    def module(self) -> str:
+        return source_module(self.node)
+
     def __str__(self) -> str:
-        module = source_module(self.node)
-        where = f"{op_name(self.node)} in {module}" if module else op_name(self.node)
-        return f"{self.check.sentence} ({where})"
+        return f"{self.check.sentence} ({f'{self.op} in {self.module}' if self.module else self.op})"
+
+
+class Requirement(Protocol):
+    """What a Check and a rule over files have in common."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def sentence(self) -> str: ...
+    @property
+    def severity(self) -> Literal["error", "warning"]: ...
+    @property
+    def source(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class FileFinding:
+    """A node of a file, made by planish or not, that breaks a requirement."""
+
+    check: Requirement
+    op: str
+    module: str
+    """Where the file says so; else the name of the node."""
+
+    def __str__(self) -> str:
+        return f"{self.check.sentence} ({self.op} in {self.module})"
 
 
 def run_checks(program: Program, checks: Iterable[Check]) -> list[Finding]:
@@ -174,6 +226,12 @@ class Lowered:
     versions: dict[str, str] = field(default_factory=dict)
     runtime: dict[str, Any] = field(default_factory=dict)
     """What ``load`` needs to know again (session options); kept in the manifest."""
+    precision: Literal["float32", "float16"] = "float32"
+    """What the files compute in. For float16 the proof allows for its rounding."""
+    cannot_run: str | None = None
+    """Why these very files cannot be run here, although the backend can run others."""
+    stored: Program | None = None
+    """The Program with its weights as the files hold them, where lowering has rounded them on request."""
 
 
 class Runner(ABC):
@@ -190,6 +248,8 @@ class Backend(ABC):
     """Turns a Program into files that one family of runtimes reads, and runs them where this machine can."""
 
     name: ClassVar[str]
+    fixed_shapes: ClassVar[bool] = False
+    """Whether its files hold fixed sizes only, whatever the device takes."""
 
     def scheme(self, profile: HardwareProfile) -> QuantizationScheme | None:
         """The quantization this backend fuses on that device, as data; None where it runs no integers."""
@@ -198,6 +258,10 @@ class Backend(ABC):
     def checks(self, profile: HardwareProfile) -> tuple[Check, ...]:
         """What a Program has to fulfil. The same Checks serve ``planish check``, the error and the tests."""
         return ()
+
+    def check_file(self, file: Path, profile: HardwareProfile) -> list[FileFinding]:
+        """As ``checks``, for a file that the runtime reads, whoever made it. Raises UserError if it is damaged."""
+        raise UserError(f"Choose another target: the {self.name} backend checks no files, only PyTorch models.")
 
     @abstractmethod
     def lower(self, program: Program, profile: HardwareProfile, folder: Path) -> Lowered:
@@ -220,3 +284,12 @@ class Backend(ABC):
     ) -> list[Latency]:
         """Time several artifacts against each other in one run, in turns, each in a process of its own."""
         raise UserError(f"Time the artifact on the device: {self.cannot_time(profile)}.")
+
+    def write_build_files(
+        self, folder: Path, profile: HardwareProfile, inputs: Sequence[Any] | None = None
+    ) -> tuple[str, ...]:
+        """Write beside the files in ``folder`` what builds and checks them on the device; () where nothing does.
+
+        ``inputs``: the tensors of one call, for samples; drawn if left out. Returns the names of the files.
+        """
+        return ()

@@ -12,8 +12,10 @@ import torch
 
 from planish.compiler import artifact as artifacts
 from planish.compiler.artifact import Artifact
-from planish.compiler.contracts import Backend, Budget, Finding, Pass, Situation, run_checks
+from planish.compiler.contracts import Backend, Budget, FileFinding, Finding, Pass, Situation, run_checks
 from planish.compiler.example_inputs import find_example_inputs
+from planish.compiler.hardware import HardwareProfile
+from planish.compiler.inputs import Inputs
 from planish.compiler.job import Job, Model
 from planish.compiler.judge import Metric
 from planish.compiler.plan import Plan, make_plan
@@ -21,7 +23,7 @@ from planish.compiler.plugins import registry
 from planish.compiler.program import Program
 from planish.compiler.progress import stages
 from planish.compiler.report import Report
-from planish.compiler.targets import Target, find_backend, find_profile
+from planish.compiler.targets import Target, find_backend, find_profile, takes_dynamic_shapes
 from planish.compiler.trace import trace_with_notes
 
 
@@ -51,6 +53,8 @@ def compile(
     backend: str | Backend | None = None,
     output: str | Path | None = None,
     seed: int = 0,
+    train: Iterable[Any] | None = None,
+    teacher: Any = None,
 ) -> Result:
     """Compile ``model`` for the device ``target``, keep what pays there, and prove that it still computes the same.
 
@@ -69,6 +73,10 @@ def compile(
         backend: name of a backend instead of the profile's own.
         output: folder for the artifact; a temporary one if left out. An artifact in it is replaced at the end.
         seed: for everything that is drawn.
+        train: iterable of (inputs, labels) that can be read in every epoch: a DataLoader as it is. With it, passes that
+            lose accuracy are followed by training, which wins it back; without it, nothing is trained.
+        teacher: what training imitates, anything callable as the model is (another model, an ExportedProgram, an
+            artifact), or several of them; the model before compression if left out.
 
     Raises:
         UserError: the model, the data, the target or an option does not fit.
@@ -78,7 +86,20 @@ def compile(
     with torch.random.fork_rng(devices=[]), stages().shown() as progress:
         torch.manual_seed(seed)
         with tempfile.TemporaryDirectory(prefix="planish-") as scratch, artifacts.new_folder(_path(output)) as folder:
-            job = Job.start(model, target, example_inputs, calibration, budget, passes, backend, seed, progress)
+            job = Job.start(
+                model,
+                target,
+                example_inputs,
+                calibration,
+                metric,
+                budget,
+                passes,
+                backend,
+                seed,
+                train,
+                teacher,
+                progress,
+            )
             judge = job.judge(metric, scratch)
             outcome = job.run(judge)
             job.check_artifact(outcome)
@@ -101,8 +122,15 @@ def check(
     profile = find_profile(target)
     chosen, _ = find_backend(profile, backend)
     inputs, _ = find_example_inputs(model, example_inputs)
-    program = trace_with_notes(model, inputs).program
+    program = _traced(model, inputs, profile, chosen)
     return run_checks(program, chosen.checks(profile))
+
+
+def check_file(file: Path, target: Target, backend: str | Backend | None = None) -> list[FileFinding]:
+    """As ``check``, for an ONNX file, whoever made it."""
+    profile = find_profile(target)
+    chosen, _ = find_backend(profile, backend)
+    return chosen.check_file(file, profile)
 
 
 def plan(
@@ -111,14 +139,23 @@ def plan(
     example_inputs: Any = None,
     budget: Budget | None = None,
     backend: str | Backend | None = None,
+    train: Iterable[Any] | None = None,
 ) -> Plan:
     """The Plan that ``compile`` would follow: print it, save it, edit it, and pass it as ``passes=``."""
     profile = find_profile(target)
     chosen, _ = find_backend(profile, backend)
     inputs, _ = find_example_inputs(model, example_inputs)
-    program = trace_with_notes(model, inputs).program
-    situation = Situation(program, profile, chosen.scheme(profile), budget or Budget())
+    program = _traced(model, inputs, profile, chosen)
+    rules = registry().coupling_rules
+    situation = Situation(
+        program, profile, chosen.scheme(profile), budget or Budget(), train is not None, coupling_rules=rules
+    )
     return make_plan(situation, registry().passes.values())
+
+
+def _traced(model: Model, inputs: Inputs, profile: HardwareProfile, backend: Backend) -> Program:
+    dynamic = takes_dynamic_shapes(profile, backend)
+    return trace_with_notes(model, inputs if dynamic else next(inputs.split(1)), dynamic).program
 
 
 def _path(output: str | Path | None) -> Path | None:

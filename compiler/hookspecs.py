@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pluggy
 
 from planish.compiler.contracts import Backend, Pass
+from planish.compiler.coupling.inference import Rule
 
 hookspec = pluggy.HookspecMarker("planish")
 hookimpl = pluggy.HookimplMarker("planish")
@@ -27,3 +29,8 @@ def planish_backends() -> Iterable[Backend]:  # type: ignore[empty-body]
 @hookspec
 def planish_profiles() -> Iterable[Path]:  # type: ignore[empty-body]
     """Paths of hardware profiles: TOML files, or folders of them. hwprofiles/README.md tells the fields."""
+
+
+@hookspec
+def planish_coupling_rules() -> Mapping[Any, Rule]:  # type: ignore[empty-body]
+    """How ops couple channels that planish has no rule for: op (``torch.ops.mine.op``, all overloads) -> rule."""

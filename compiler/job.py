@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from planish.compiler import artifact as artifacts
@@ -20,10 +20,12 @@ from planish.compiler.cost import node_costs
 from planish.compiler.drawn_inputs import draw_calibration
 from planish.compiler.errors import UserError
 from planish.compiler.example_inputs import find_example_inputs
+from planish.compiler.half_precision import in_half_precision
 from planish.compiler.hardware import HardwareProfile
 from planish.compiler.inputs import Inputs
 from planish.compiler.judge import Judge, Metric, probes, runner_of
-from planish.compiler.pipeline import Outcome, peak_memory_mb, run_plan
+from planish.compiler.memory import peak_memory_mb
+from planish.compiler.pipeline import Outcome, run_plan
 from planish.compiler.plan import Plan, as_plan, make_plan
 from planish.compiler.plugins import registry
 from planish.compiler.program import Program
@@ -31,14 +33,16 @@ from planish.compiler.progress import Stages
 from planish.compiler.report import Error, Report
 from planish.compiler.rules import verify
 from planish.compiler.signature import Signature
-from planish.compiler.targets import Target, find_backend, find_profile
+from planish.compiler.targets import Target, find_backend, find_profile, takes_dynamic_shapes
 from planish.compiler.trace import evaluated, trace_with_notes
+from planish.compiler.training_data import TrainingData
 from planish.compiler.verify import (
     Outputs,
     agree,
     compare,
     demand_float,
     demand_quantized,
+    demand_rounded,
     errors,
     is_quantized,
     outputs_of,
@@ -65,8 +69,9 @@ class Job:
 
     @classmethod
     def start(
-        cls, model: Model, target: Target, example_inputs: Any, data: Iterable[Any] | None, budget: Budget | None,
-        passes: Plan | Iterable[Pass] | None, backend: str | Backend | None, seed: int, progress: Stages,
+        cls, model: Model, target: Target, example_inputs: Any, data: Iterable[Any] | None, metric: Metric | None,
+        budget: Budget | None, passes: Plan | Iterable[Pass] | None, backend: str | Backend | None, seed: int,
+        train: Iterable[Any] | None, teacher: Any, progress: Stages,
     ) -> Job:  # fmt: skip
         """Everything that can be wrong with the arguments is found here, before any work."""
         profile = find_profile(target)
@@ -74,16 +79,18 @@ class Job:
         notes = [note] if note else []
         given = None if passes is None else as_plan(passes)
         data = None if data is None else readable(data)
+        training_data = None if train is None else TrainingData(train)
         if budget is not None and not isinstance(budget, Budget):
             raise UserError(f"Pass planish.Budget(…) as budget, not {budget!r}.")
         with progress.stage("trace"):
             inputs, origin = find_example_inputs(model, example_inputs, data)
-            dynamic = profile.support.dynamic_shapes
+            dynamic = takes_dynamic_shapes(profile, chosen)
             traced = trace_with_notes(model, inputs if dynamic else next(inputs.split(1)), dynamic)
             program = traced.program
             verify(program, "tracing")
         if not dynamic:
-            notes.append(f"{profile.title} takes fixed shapes only: the batch is {program.example_inputs.batch_size}.")
+            owner = f"The {chosen.name} backend" if profile.support.dynamic_shapes else profile.title
+            notes.append(f"{owner} takes fixed shapes only: the batch is {program.example_inputs.batch_size}.")
         notes += [origin, *traced.notes]
         findings = run_checks(program, chosen.checks(profile))
         _raise_errors(findings, profile)
@@ -91,10 +98,15 @@ class Job:
         scheme = chosen.scheme(profile)
         budget = budget or Budget()
         with progress.stage("plan"):
-            plan = given or make_plan(Situation(program, profile, scheme, budget), registry().passes.values())
+            rules = registry().coupling_rules
+            situation = Situation(program, profile, scheme, budget, train is not None, coupling_rules=rules)
+            plan = given or make_plan(situation, registry().passes.values())
         with progress.stage("calibration data"):
-            calibration = _calibration(model, data, program, plan, seed, notes)
-        context = Context(profile, scheme, calibration, seed)
+            calibration = _calibration(model, data, program, plan, seed, notes, progress)
+        context = Context(
+            profile, scheme, calibration, seed, train=training_data, teacher=teacher, metric=metric, original=program,
+            progress=progress, coupling_rules=rules,
+        )  # fmt: skip
         return cls(model, profile, chosen, program, plan, calibration, context, budget, notes, progress, [])
 
     @property
@@ -102,8 +114,7 @@ class Job:
         return type(self.model).__name__ if isinstance(self.model, nn.Module) else "program"
 
     def judge(self, metric: Metric | None, scratch: str) -> Judge:
-        batches = self._fresh_batches
-        return Judge(self.backend, self.profile, self.budget, metric, tuple(batches[:1]), batches[-1], Path(scratch))
+        return Judge(self.backend, self.profile, self.budget, metric, self._fresh_batches, Path(scratch))
 
     def run(self, judge: Judge) -> Outcome:
         with self.progress.stage("passes"):
@@ -114,19 +125,30 @@ class Job:
         best, backend, profile = outcome.best, self.backend, self.profile
         with self.progress.stage("verify"):
             batches = self._fresh_batches
-            cleaned = outputs_of(outcome.baseline.program, batches)
+            cleaned = outcome.baseline.outputs
             self._check_program(cleaned, batches)
-            why_not = backend.cannot_run(profile)
+            why_not = backend.cannot_run(profile) or best.lowered.cannot_run
             if why_not:
                 self.notes.append(f"The artifact was not run: {why_not}.")
                 return
             lowered = outputs_of(runner_of(best, backend, profile), batches)
-            expected = cleaned if best is outcome.baseline else outputs_of(best.program, batches)
-            self.errors = compare(expected, lowered)
-            if is_quantized(best.program):
-                demand_quantized(self.errors, compare(cleaned, expected))
-            else:
-                demand_float(self.errors, "the float artifact")
+            self.errors = compare(best.outputs, lowered)
+            self._prove(outcome, lowered)
+
+    def _prove(self, outcome: Outcome, lowered: Outputs) -> None:
+        """What the files compute against the Program, as far as their precision and their weights allow."""
+        best, batches = outcome.best, self._fresh_batches
+        program = best.lowered.stored or best.program
+        exact = best.outputs if program is best.program else outputs_of(program, batches)
+        half = best.lowered.precision == "float16"
+        rounded = outputs_of(in_half_precision(program), batches) if half else exact
+        found = compare(exact, lowered)
+        if is_quantized(best.program):
+            demand_quantized(found, compare(outcome.baseline.outputs, rounded))
+        elif half:
+            demand_rounded(found, compare(exact, rounded))
+        else:
+            demand_float(found, "the float artifact")
 
     def _check_program(self, cleaned: Outputs, batches: list[Inputs]) -> None:
         """What tracing and the exact passes made, against the model as the user has it."""
@@ -139,11 +161,11 @@ class Job:
 
     @cached_property
     def _fresh_batches(self) -> list[Inputs]:
-        """A few rows, and one row; only the example inputs where the batch is fixed."""
+        """A few rows in one batch, then one alone; only the example inputs where the batch is fixed."""
         if not self.program.dynamic_axes:
             return [self.program.example_inputs]
         (fresh,) = probes(self.calibration, self.program.example_inputs)
-        return [fresh, next(fresh.split(1))]
+        return [*fresh.split(max(1, fresh.batch_size - 1))]
 
     def write(self, outcome: Outcome, folder: Path) -> Manifest:
         best = outcome.best
@@ -151,6 +173,8 @@ class Job:
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.move(best.folder / name, target)  # the two may lie on different file systems
+        tensors = [leaf for leaf in best.program.example_inputs.leaves() if isinstance(leaf, Tensor)]
+        self.backend.write_build_files(folder, self.profile, tensors)
         manifest = Manifest(
             model=self.name,
             backend=self.backend.name,
@@ -200,14 +224,15 @@ def _raise_errors(findings: list[Finding], profile: HardwareProfile) -> None:
 
 
 def _calibration(
-    model: Model, data: Iterable[Any] | None, program: Program, plan: Plan, seed: int, notes: list[str]
-) -> Calibration:
+    model: Model, data: Iterable[Any] | None, program: Program, plan: Plan, seed: int, notes: list[str],
+    progress: Stages,
+) -> Calibration:  # fmt: skip
     if data is not None:
         form = InputForm.of_module(model) if isinstance(model, nn.Module) else InputForm.of_program(program)
         return from_data(data, form, program)
     if all(step.compression.exact for step in plan):
         return Calibration([program.example_inputs], "the example inputs")
-    drawn = draw_calibration(program, seed=seed)
+    drawn = draw_calibration(program, seed=seed, progress=progress)
     notes.insert(0, f"No calibration data was given: inputs were {drawn.origin}.")
     return drawn
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +75,19 @@ def _step(entry: Mapping[str, Any], find_pass: Callable[[str], type[Pass]]) -> P
         raise UserError("Give every [[pass]] of a plan its name.")
     if not isinstance(entry.get("options", {}), dict):
         raise UserError(f"Write the options of {entry['name']} as a table: options = {{ … }}.")
-    compression = find_pass(entry["name"]).from_options(entry.get("options", {}))
+    compression = find_pass(entry["name"]).from_options(_with_passes(entry.get("options", {}), find_pass))
     return PlannedPass(compression, entry.get("reason", REQUESTED), entry.get("requested", False))
+
+
+def _with_passes(value: Any, find_pass: Callable[[str], type[Pass]]) -> Any:
+    """``value`` with the passes in it, tables that have a ``pass``, made again: a pass may hold passes."""
+    if isinstance(value, list):
+        return [_with_passes(item, find_pass) for item in value]
+    if not isinstance(value, dict):
+        return value
+    inner = {name: _with_passes(item, find_pass) for name, item in value.items()}
+    name = inner.pop("pass", None)
+    return inner if name is None else find_pass(name).from_options(inner)
 
 
 def make_plan(situation: Situation, known: Iterable[type[Pass]]) -> Plan:
@@ -84,12 +95,13 @@ def make_plan(situation: Situation, known: Iterable[type[Pass]]) -> Plan:
     steps: list[PlannedPass] = []
     left_out: dict[str, str] = {}
     for kind in sorted(known, key=lambda kind: (kind.stage, kind.name)):
-        proposal = kind.propose(situation)
+        proposal = kind.propose(replace(situation, planned=tuple(step.compression for step in steps)))
         if proposal is None:
             continue
         if proposal.compression is None:
             left_out[kind.name] = proposal.reason
         else:
+            steps = [step for step in steps if step.compression not in proposal.instead_of]
             steps.append(PlannedPass(proposal.compression, proposal.reason))
     return Plan(tuple(steps), left_out)
 

@@ -15,18 +15,28 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import pluggy
+import torch
 
 from planish.compiler import hookspecs
 from planish.compiler.contracts import Backend, Pass, Stage
+from planish.compiler.coupling.inference import Rule
+from planish.compiler.coupling.rules import BUILT_IN as BUILT_IN_RULES
 from planish.compiler.errors import PluginError, UserError, closest
 from planish.compiler.hardware import HardwareProfile, load_profile, load_profiles
 
 GROUP = "planish"
 """Entry-point group of third-party plugins."""
-BUILT_IN = ("planish.backends.to_onnx.plugin", "planish.hwprofiles.plugin", "planish.passes.plugin")
+BUILT_IN = (
+    "planish.backends.to_coreml.plugin",
+    "planish.backends.to_onnx.plugin",
+    "planish.backends.to_tensorrt.plugin",
+    "planish.backends.to_tflite.plugin",
+    "planish.hwprofiles.plugin",
+    "planish.passes.plugin",
+)
 """Modules that register like third-party plugins; named, not imported: the compiler knows none of them."""
 
-Kind = Literal["pass", "backend", "profile"]
+Kind = Literal["pass", "backend", "profile", "coupling rule"]
 Owned = TypeVar("Owned")
 
 
@@ -38,6 +48,8 @@ class Registry:
     backends: Mapping[str, Backend]
     profiles: Mapping[str, HardwareProfile]
     """By name, without the aliases; ``find_profile`` takes both."""
+    coupling_rules: Mapping[Any, Rule]
+    """Those that plugins add, by op."""
     owners: Mapping[Kind, Mapping[str, str]]
     """Kind -> name (and alias) -> name of the plugin that brings it."""
 
@@ -74,11 +86,13 @@ def make_registry(extra_plugins: Iterable[object] = ()) -> Registry:
         "pass": _own("pass", plugins.offers("planish_passes", _pass_problems), _own_name),
         "backend": _own("backend", plugins.offers("planish_backends", _backend_problems), _own_name),
         "profile": _own("profile", _profiles(plugins.offers("planish_profiles", _path_problems)), _names),
+        "coupling rule": _own_rules(plugins.offers("planish_coupling_rules", _rule_problems)),
     }
     return Registry(
         passes={name: found for name, (_, found) in offered["pass"].items()},
         backends={name: found for name, (_, found) in offered["backend"].items()},
         profiles={name: found for name, (_, found) in offered["profile"].items() if name == found.name},
+        coupling_rules=dict(found for _, found in offered["coupling rule"].values()),
         owners={kind: {name: owner.name for name, (owner, _) in named.items()} for kind, named in offered.items()},
     )
 
@@ -138,6 +152,18 @@ def _own(
     return dict(sorted(owned.items()))
 
 
+def _own_rules(offers: Iterable[tuple[_Owner, Any]]) -> dict[str, tuple[_Owner, Any]]:
+    """Rules by op, as ``_own`` does; an op that planish has a rule for is owned already."""
+    owned: dict[str, tuple[_Owner, Any]] = {}
+    for owner, (op, rule) in offers:
+        built_in = {op, op._qualified_op_name} & BUILT_IN_RULES.keys()
+        other = "planish itself" if built_in else owned.get(str(op), ("",))[0]
+        if other:
+            raise PluginError(f"Uninstall one plugin: both {other} and {owner} bring a coupling rule for {op}.")
+        owned[str(op)] = owner, (op, rule)
+    return owned
+
+
 # ---------------------------------------------------------------------- plugins
 
 
@@ -187,7 +213,8 @@ class _Plugins:
             owner = self.owners[implementation.plugin_name]
             with _blamed(owner, hook):
                 returned = implementation.function()
-                offered = list(returned) if isinstance(returned, Iterable) else None
+                items = returned.items() if isinstance(returned, Mapping) else returned
+                offered = list(items) if isinstance(items, Iterable) else None
             if offered is None:
                 raise PluginError(f"Mend or uninstall {owner}: {hook} returned {returned!r}, not a list.")
             for item in offered:
@@ -241,6 +268,17 @@ def _path_problems(offered: object) -> Iterator[str]:
         yield "is not a Path"
     elif offered.is_dir() and not any(offered.glob("*.toml")):
         yield "is a folder without a .toml file"
+
+
+def _rule_problems(offered: object) -> Iterator[str]:
+    if not (isinstance(offered, tuple) and len(offered) == 2):
+        yield "is no pair of an op and its rule (return a dict)"
+        return
+    op, rule = offered
+    if not isinstance(op, torch._ops.OpOverloadPacket):
+        yield "is not for an op with all its overloads (such as torch.ops.aten.conv2d)"
+    if not callable(rule):
+        yield "has no function for a rule"
 
 
 def _profiles(paths: Iterable[tuple[_Owner, Path]]) -> Iterator[tuple[_Owner, HardwareProfile]]:

@@ -6,7 +6,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from rich.columns import Columns
 from rich.console import Console
+from rich.markup import escape
+from rich.progress_bar import ProgressBar
 
 
 class Stages:
@@ -30,8 +33,14 @@ class Stages:
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
-    def say(self, what: str) -> None:
-        self._status.update(f"planish: {what} …")
+    def say(self, what: str, share: float | None = None) -> None:
+        """Show ``what``, beside a bar where it is known which ``share`` (0..1) of it is done."""
+        told = f"planish: {what} …"
+        if share is None:
+            self._status.update(told)
+        else:
+            bar = ProgressBar(total=1.0, completed=share, width=20)
+            self._status.update(Columns([bar, escape(told)]))
 
 
 def stages() -> Stages:

@@ -74,6 +74,49 @@ class Step(_Record):
     seconds: float
     peak_memory_mb: float
     decisions: list[Decision] = []
+    notes: list[str] = []
+    """What the pass said beyond that: how a training went."""
+
+
+class DeviceOutput(_Record):
+    """One output of the engine against the expected one."""
+
+    name: str
+    snr_db: float | None
+    max_abs: float
+
+
+class DeviceReport(_Record):
+    """What the scripts of an artifact found on the device: ``device_report.json``."""
+
+    format: Literal[1]
+    target: str
+    model_sha256: str
+    device: dict[str, str]
+    """What it is: name, versions, power mode, memory."""
+    outputs: list[DeviceOutput]
+    latency_ms: dict[Literal["p50", "p95", "p99"], float]
+    runs: int
+    batch: int
+    when: str
+    engine_bytes: int
+    built_by: str
+    build_seconds: float | None = None
+    layers: list[dict[str, str]] = []
+    """Of the engine, as its inspector lists them: name and types of the inputs."""
+
+    def __str__(self) -> str:
+        facts = ", ".join(f"{name} {value}" for name, value in self.device.items() if name in _TOLD)
+        latency = ", ".join(f"{name} {value:.4g} ms" for name, value in self.latency_ms.items())
+        distances = [output.snr_db for output in self.outputs if output.snr_db is not None]
+        outputs = f"{min(distances):.1f} dB at the least" if distances else "equal to the last bit"
+        return (
+            f"{facts}: {latency} over {self.runs} runs of batch {self.batch}; outputs against the expected ones: "
+            f"{outputs}; engine {self.engine_bytes / 1e6:.2f} MB by {self.built_by}; {self.when}."
+        )
+
+
+_TOLD = ("device", "jetpack", "tensorrt", "power mode")
 
 
 class Report(_Record):
@@ -92,6 +135,8 @@ class Report(_Record):
     """What the runtime itself did otherwise than planned."""
     errors: list[Error] = []
     """Artifact against the Program it came from."""
+    on_device: list[DeviceReport] = []
+    """Measured on devices, and brought back by ``planish import-report``."""
     seconds: dict[str, float] = {}
     """Time of each stage of the compilation."""
     peak_memory_mb: float = 0.0

@@ -47,6 +47,7 @@ def as_renderable(report: Report) -> RenderableType:
         *_section("What the runtime does otherwise than planned", _decisions(report.runtime_decisions)),
         *(part for step in kept for part in _section(f"Decisions of {step.compression}", _decisions(step.decisions))),
         *_section("Artifact against its Program", _errors(report.errors)),
+        *_section("Measured on the device", _bullets(map(str, report.on_device))),
         Text(),
         _footer(report),
     )

@@ -37,3 +37,8 @@ def find_backend(profile: HardwareProfile, wanted: str | Backend | None) -> tupl
         return known[profile.backend], ""
     note = f"{profile.title} takes {profile.backend}, for which no backend is installed: lowered to {FALLBACK} instead."
     return registry().find_backend(FALLBACK), note
+
+
+def takes_dynamic_shapes(profile: HardwareProfile, backend: Backend) -> bool:
+    """Whether the batch can stay dynamic: the device and the files of the backend have to take it."""
+    return profile.support.dynamic_shapes and not backend.fixed_shapes

@@ -36,7 +36,7 @@ class FoldBatchNorm(Pass):
     """
 
     name: ClassVar[str] = "fold-batch-norm"
-    stage: ClassVar[Stage] = Stage.CLEAN
+    stage: ClassVar[Stage] = Stage.FOLDING
     exact: ClassVar[bool] = True
 
     def run(self, program: Program, context: Context) -> Program:

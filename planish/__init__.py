@@ -30,9 +30,16 @@ if TYPE_CHECKING:
     from planish.compiler.report import Report
     from planish.compiler.scheme import QuantizationScheme
     from planish.compiler.trace import trace
+    from planish.passes.distill.distill import Distill
+    from planish.passes.distill.feature_losses import Features, Layers
+    from planish.passes.distill.losses import Decoupled, Dist, Exits, HardLabels, Ranking, SoftTargets, Values
+    from planish.passes.drop_blocks import DropBlocks
     from planish.passes.erase_noops import EraseNoOps
     from planish.passes.fold_batch_norm import FoldBatchNorm
+    from planish.passes.prune_channels import PruneChannels
+    from planish.passes.pruning.schedules import Gradual, GroupLasso
     from planish.passes.quantize_int8 import QuantizeInt8
+    from planish.passes.training.settings import Training
 
 __all__ = [  # noqa: RUF022 - grouped by what one does with them
     # compile
@@ -41,6 +48,10 @@ __all__ = [  # noqa: RUF022 - grouped by what one does with them
     "trace", "Program",
     # passes
     "EraseNoOps", "FoldBatchNorm", "QuantizeInt8",
+    "PruneChannels", "Gradual", "GroupLasso", "DropBlocks",
+    # training
+    "Training", "Distill", "SoftTargets", "HardLabels", "Values", "Decoupled", "Dist", "Ranking", "Exits", "Features",
+    "Layers",
     # writing plugins
     "Pass", "Stage", "Context", "Backend", "Runner", "Lowered", "Check", "Finding", "QuantizationScheme",
     "HardwareProfile", "hookimpl",
@@ -65,9 +76,16 @@ _HOMES = {
     "planish.compiler.report": ("Report",),
     "planish.compiler.scheme": ("QuantizationScheme",),
     "planish.compiler.trace": ("trace",),
+    "planish.passes.distill.distill": ("Distill",),
+    "planish.passes.distill.feature_losses": ("Features", "Layers"),
+    "planish.passes.distill.losses": ("Decoupled", "Dist", "Exits", "HardLabels", "Ranking", "SoftTargets", "Values"),
+    "planish.passes.drop_blocks": ("DropBlocks",),
     "planish.passes.erase_noops": ("EraseNoOps",),
     "planish.passes.fold_batch_norm": ("FoldBatchNorm",),
+    "planish.passes.prune_channels": ("PruneChannels",),
+    "planish.passes.pruning.schedules": ("Gradual", "GroupLasso"),
     "planish.passes.quantize_int8": ("QuantizeInt8",),
+    "planish.passes.training.settings": ("Training",),
 }  # fmt: skip
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -295,6 +296,13 @@ class NameIsAnOption(Idle):
         ({"passes": [pass_called("Not A Name")]}, r"has the name 'Not A Name' \(write it like"),
         ({"backends": [Nowhere]}, r"is a class \(offer an instance of it\)"),
         ({"backends": ["nowhere"]}, "offers 'nowhere', which is not a Backend"),
+        ({"coupling_rules": {torch.ops.aten.conv2d.default: print}}, "is not for an op with all its overloads"),
+        ({"coupling_rules": {torch.ops.aten.special_zeta: None}}, "has no function for a rule"),
+        ({"coupling_rules": [print]}, "is no pair of an op and its rule"),
+        (
+            {"coupling_rules": {torch.ops.aten.conv2d: print}},
+            "bring a coupling rule for aten.conv2d",
+        ),
         ({"profiles": "/tmp"}, "offers '/', which is not a Path"),
         ({"profiles": [Path("missing.toml")]}, r"missing\.toml: No such file"),
         ({"profiles": [ROOT / "tests"]}, r"is a folder without a \.toml file"),
@@ -312,6 +320,17 @@ def test_a_misspelt_hook_is_told_with_the_closest() -> None:
 
 
 @pytest.mark.usefixtures("nothing_built_in")
+@pytest.mark.usefixtures("nothing_built_in")
+def test_two_owners_of_a_coupling_rule_are_both_named() -> None:
+    op = torch.ops.aten.special_zeta
+    both = [plugin(who, coupling_rules={op: print}) for who in ("mine", "yours")]
+    with pytest.raises(
+        PluginError, match=r"both the plugin 'mine' and the plugin 'yours' .* rule for aten\.special_zeta"
+    ):
+        make_registry(both)
+    assert make_registry(both[:1]).coupling_rules == {op: print}
+
+
 def test_a_plugin_whose_hooks_are_not_marked_is_told_so() -> None:
     with pytest.raises(PluginError, match=r"'forgetful': mark at least one of .*planish_passes.* with hookimpl"):
         make_registry([SimpleNamespace(__name__="forgetful", planish_passes=lambda: [Idle])])

@@ -1,0 +1,302 @@
+"""Distillation and its training loop in figures. Every training is kept in FOLDER: run again, it goes on from there.
+
+python -m benchmarks.distillation overhead
+python -m benchmarks.distillation resnet44 --folder runs --minutes 30
+python -m benchmarks.distillation against-labels --folder runs --minutes 5
+python -m benchmarks.distillation mnist --folder runs
+python -m benchmarks.distillation sst2 --folder runs
+python -m benchmarks.distillation towers --folder runs
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import planish
+from benchmarks.distillation_models import (
+    Recurrent,
+    Towers,
+    Transformer,
+    accuracy,
+    cifar,
+    kept,
+    loader,
+    mnist_net,
+    ndcg,
+    sentences,
+)
+from benchmarks.tables import Row, show, write_json
+from benchmarks.zoo_cases import zoo
+from planish.compiler.calibration import Calibration
+from planish.compiler.contracts import Context
+from planish.compiler.inputs import Inputs
+from planish.compiler.plugins import registry
+from planish.compiler.program import Program
+from planish.compiler.trace import evaluated
+from planish.compiler.training_data import TrainingData
+from planish.passes.distill.distill import Distill
+from planish.passes.distill.feature_losses import Features
+from planish.passes.distill.losses import HardLabels, Loss, Ranking, SoftTargets
+from planish.passes.drop_blocks import DropBlocks
+from planish.passes.prune_channels import PruneChannels
+from planish.passes.quantize_int8 import QuantizeInt8
+from planish.passes.training.fit import fit
+from planish.passes.training.settings import Training
+
+TARGET = "x86-avx512-vnni"
+SEEDS = (0, 1, 2)
+Arms = dict[str, tuple[Loss, ...]]
+SOFT_AND_HARD = (SoftTargets(temperature=4.0, weight=0.9), HardLabels(weight=0.1))
+LABELS = (HardLabels(),)
+
+app = typer.Typer(help=__doc__, no_args_is_help=True)
+Folder = Annotated[Path, typer.Option(help="Where trainings and their figures are kept.")]
+Json = Annotated[Path | None, typer.Option(help="Write the table to this file as well.")]
+Steps = Annotated[
+    int | None, typer.Option(help="So many steps of each training only: does it run? (In a folder of its own.)")
+]
+
+
+# ---------------------------------------------------------------------- what the cases share
+
+
+def distilled(
+    student: Program, data: Any, losses: tuple[Loss, ...], training: Training, teacher: Any, seed: int
+) -> Program:
+    """Without a metric: nothing is chosen by the scores that the tables show."""
+    profile = registry().find_profile(TARGET)
+    context = Context(profile, None, Calibration([student.example_inputs], "given"), seed, train=TrainingData(data))
+    return Distill(teacher, losses, training=training, diagnosis=False).run(student, context)
+
+
+def labelled(model: nn.Module, example: Inputs, data: Any, training: Training) -> Program:
+    """A teacher, trained on labels."""
+    return distilled(planish.trace(model.eval(), example), data, LABELS, training, None, 0)
+
+
+def bounded(training: Training, steps: int | None, folder: Path, name: str) -> Training:
+    short = training if steps is None else replace(training, steps=steps, epochs=None, minutes=None)
+    return replace(short, checkpoint=str(folder / name))
+
+
+def finish(title: str, rows: list[Row], json_file: Path | None, *notes: str) -> None:
+    show(title, rows, notes)
+    write_json(json_file, title, rows, notes)
+
+
+def compared(folder: Path, name: str, arms: Arms, run: Callable[[str, tuple[Loss, ...], int], float]) -> list[Row]:
+    """One row a seed, a column for each arm."""
+    rows: list[Row] = []
+    for seed in SEEDS:
+        figures = {
+            arm: kept(folder, f"{name}-{arm}-{seed}", partial(run, arm, losses, seed)) for arm, losses in arms.items()
+        }
+        rows.append({"seed": seed, **figures})
+    return rows
+
+
+# ---------------------------------------------------------------------- the loop itself
+
+
+def rounds(model: nn.Module, inputs: Tensor, labels: Tensor, batch: int, precision: str) -> Iterator[float]:
+    """Time of an epoch by ``fit`` over that by a bare loop with the same work, in turns."""
+    data = loader(inputs, labels, batch)
+    program = planish.trace(model, inputs[:2])
+
+    def bare() -> float:
+        optimizer = torch.optim.SGD(model.parameters(), 1e-3, 0.9, weight_decay=5e-4, nesterov=True, fused=True)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(data))
+        model.train()
+        start = time.perf_counter()
+        for x, y in data:
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+                scores = model(x)
+            F.cross_entropy(scores.float(), y).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+        return time.perf_counter() - start
+
+    def ours() -> float:
+        training = Training(epochs=1, learning_rate=1e-3, precision=precision)
+        records = fit(
+            program, TrainingData(data), lambda out, batch: {"loss": F.cross_entropy(out, batch.labels)}, training
+        ).history.records  # fmt: skip
+        return records[-1].seconds - records[0].seconds
+
+    bare(), ours()
+    while True:
+        yield ours() / bare()
+
+
+@app.command()
+def overhead(repeats: int = 9, batches: int = 40, json_file: Json = None) -> None:
+    """The loop against a bare PyTorch loop: same batches, optimizer, precision."""
+    models = {"MLP 784-300-100-10": (mnist_net(300, 100), (784,)), "ResNet-20": (zoo().CifarResNet(20), (3, 32, 32))}
+    rows: list[Row] = []
+    for name, (model, shape) in models.items():
+        for precision in ("fp32", "bf16"):
+            inputs, labels = torch.randn(128 * batches, *shape), torch.randint(10, (128 * batches,))
+            found = rounds(model, inputs, labels, 128, precision)
+            ratios = sorted(next(found) for _ in range(repeats))
+            quartiles = statistics.quantiles(ratios, n=4)
+            rows.append({"model": name, "precision": precision, "fit / bare": statistics.median(ratios),
+                         "lower quartile": quartiles[0], "upper quartile": quartiles[2]})  # fmt: skip
+    finish(
+        "Time of the loop", rows, json_file, "Batch 128, one epoch, in turns; the ratio of each round, then the median."
+    )
+
+
+# ---------------------------------------------------------------------- CIFAR-10
+
+
+@app.command()
+def resnet44(
+    folder: Folder, minutes: float = 30, depth: float = 0.5, width: float = 0.3, rate: float = 0.05,
+    steps: Steps = None, json_file: Json = None,
+) -> None:  # fmt: skip
+    """Prune depth and width, distil, round to INT8; one thread of ONNX Runtime."""
+    model, data, calibration, tests, answers = cifar()
+    training = Training(minutes=minutes, learning_rate=rate, averaging=0.999, warmup=0.03, weight_decay=5e-4)
+    name = f"resnet44-{minutes:g}-{depth:g}-{width:g}-{rate:g}"
+    cuts = (*([DropBlocks(depth)] if depth else []), *([PruneChannels(width)] if width else []))
+    settings = Distill(
+        losses=SOFT_AND_HARD, inner=(*cuts, QuantizeInt8()), training=bounded(training, steps, folder, name)
+    )
+    metric = accuracy(tests, answers)
+
+    def compute() -> Row:
+        result = planish.compile(
+            model, TARGET, calibration=list(calibration.split(64)), passes=[settings], train=data, output=folder / name
+        )  # fmt: skip
+        before, after = result.report.baseline, result.report.result
+        assert before is not None and after is not None
+        assert before.latency is not None and after.latency is not None
+        return {
+            "float top-1 %": 100 * metric(evaluated(model)),
+            "top-1 %": 100 * metric(result.run),
+            "float ms": before.latency.median_ms,
+            "ms": after.latency.median_ms,
+            "float MMACs": before.macs / 1e6,
+            "MMACs": after.macs / 1e6,
+            "minutes": minutes,
+        }
+
+    row = kept(folder, name, compute)
+    finish(
+        "ResNet-44 on CIFAR-10", [row], json_file, "Nothing was chosen by these test images: training ran to its end."
+    )
+
+
+@app.command()
+def against_labels(
+    folder: Folder, minutes: float = 5, width: float = 0.5, steps: Steps = None, json_file: Json = None
+) -> None:
+    """The same pruned ResNet-44 for the same minutes: distilled, and on hard labels."""
+    model, data, _, tests, answers = cifar()
+    whole = planish.trace(model, tests[:2])
+    profile = registry().find_profile(TARGET)
+    student = PruneChannels(width, granularity=8).run(
+        whole, Context(profile, None, Calibration([whole.example_inputs], "given"))
+    )
+    training = Training(minutes=minutes, learning_rate=0.05, warmup=0.03, averaging=0.999)
+    arms: Arms = {"distilled": SOFT_AND_HARD, "hard labels": LABELS}
+    name = f"cifar-{minutes:g}-{width:g}"
+
+    def run(arm: str, losses: tuple[Loss, ...], seed: int) -> float:
+        settings = bounded(training, steps, folder, f"{name}-{arm}-{seed}")
+        return 100 * accuracy(tests, answers)(distilled(student, data, losses, settings, model, seed))
+
+    rows = compared(folder, name, arms, run)
+    finish(f"Pruned ResNet-44 after {minutes:g} minutes, top-1 %", rows, json_file)
+
+
+# ---------------------------------------------------------------------- digits, sentences, recommendations
+
+
+@app.command()
+def mnist(folder: Folder, epochs: float = 20, steps: Steps = None, json_file: Json = None) -> None:
+    """784-300-100-10 teaches a network of a tenth of its parameters."""
+    source = zoo()
+    (pixels, labels), (tests, answers) = source.mnist("train_60k"), source.mnist("test_a5k")
+    images, shown = (pixels / 255).flatten(1), (tests / 255).flatten(1)
+    data, example = loader(images, labels, 128), Inputs((images[:2],))
+    training = Training(epochs=epochs, optimizer="adamw", learning_rate=2e-3, weight_decay=1e-2)
+    metric = accuracy(shown, answers)
+
+    def compute() -> Row:
+        big, small = mnist_net(300, 100), mnist_net(32)
+        teacher = labelled(big, example, data, bounded(training, steps, folder, "mnist-teacher"))
+        start = planish.trace(small, example)
+        found = distilled(
+            start, data, SOFT_AND_HARD, bounded(training, steps, folder, "mnist-student"), teacher, 0
+        )  # fmt: skip
+        plain = distilled(start, data, LABELS, bounded(training, steps, folder, "mnist-labels"), None, 0)
+        sizes = [sum(p.numel() for p in each.parameters()) for each in (big, small)]
+        return {
+            "teacher %": 100 * metric(teacher), "distilled %": 100 * metric(found),
+            "hard labels %": 100 * metric(plain), "parameters": sizes[1], "share of the teacher's": sizes[1] / sizes[0],
+        }  # fmt: skip
+
+    finish("MNIST", [kept(folder, "mnist", compute)], json_file)
+
+
+@app.command()
+def sst2(folder: Folder, epochs: float = 8, steps: Steps = None, json_file: Json = None) -> None:
+    """A small transformer, trained here on the same sentences, teaches a BiLSTM: outputs, and features projected."""
+    (ids, labels), (shown, answers), words = sentences(zoo())
+    data, example = loader(ids, labels, 64), Inputs((ids[:2],))
+    training = Training(
+        epochs=epochs, optimizer="adamw", learning_rate=1e-3, weight_decay=1e-2, warmup=0.1, clip_norm=1.0
+    )
+    torch.manual_seed(0)
+    teacher = labelled(Transformer(words), example, data, bounded(training, steps, folder, "sst2-teacher"))
+    imitation = (SoftTargets(temperature=2.0, weight=0.5), HardLabels(weight=0.5))
+    arms: Arms = {"distilled": (*imitation, Features(pairs=(("rnn", "layers.1"),), weight=0.1)), "hard labels": LABELS}
+
+    def run(arm: str, losses: tuple[Loss, ...], seed: int) -> float:
+        torch.manual_seed(seed)
+        start = planish.trace(Recurrent(words).eval(), example)
+        settings = bounded(training, steps, folder, f"sst2-{arm}-{seed}")
+        return 100 * accuracy(shown, answers)(distilled(start, data, losses, settings, teacher, seed))
+
+    rows = compared(folder, "sst2", arms, run)
+    finish("SST-2, dev accuracy %", rows, json_file, f"Teacher: {100 * accuracy(shown, answers)(teacher):.2f} %.")
+
+
+@app.command()
+def towers(folder: Folder, epochs: float = 15, steps: Steps = None, json_file: Json = None) -> None:
+    """A synthetic recommender: a wide two-tower model teaches a narrow one by its order, or point by point."""
+    torch.manual_seed(0)
+    truth, users, items = Towers(64).eval(), torch.randn(8192, 32), torch.randn(8192, 32)
+    data = loader(torch.cat([users, items], 1), torch.zeros(8192), 128)
+    example = Inputs((torch.zeros(2, 64),))
+    training = Training(epochs=epochs, optimizer="adamw", learning_rate=2e-3, weight_decay=1e-4)
+    shown = (torch.randn(256, 32), torch.randn(1000, 32))
+
+    def run(arm: str, losses: tuple[Loss, ...], seed: int) -> float:
+        torch.manual_seed(seed + 1)
+        start = planish.trace(Towers(6).eval(), example)
+        settings = bounded(training, steps, folder, f"towers-{arm}-{seed}")
+        return ndcg(distilled(start, data, losses, settings, truth, seed), truth, *shown)
+
+    arms: Arms = {
+        "listwise": (Ranking(how="listwise", in_batch=True),), "pointwise": (Ranking(how="pointwise", in_batch=True),)
+    }  # fmt: skip
+    rows = compared(folder, "towers", arms, run)
+    finish("Two towers, NDCG@10 (synthetic data)", rows, json_file)
+
+
+if __name__ == "__main__":
+    app()

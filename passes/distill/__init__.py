@@ -1,0 +1,1 @@
+"""Distillation: training that imitates a teacher. Read ``distill.py``, then ``losses.py``."""
