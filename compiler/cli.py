@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from planish.compiler import cli_artifacts, cli_compile, cli_lists
+from planish.compiler import cli_artifacts, cli_compile, cli_devices, cli_groups, cli_lists
 from planish.compiler.cli_command import EXIT_CODES, command
 
 _CODES = "; ".join(f"{code} {told}" for code, told in EXIT_CODES.items())
@@ -19,9 +19,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for function in (
-    cli_compile.compile, cli_compile.plan, cli_compile.check,
+    cli_compile.compile, cli_compile.plan, cli_compile.check, cli_groups.groups,
     cli_lists.targets, cli_lists.passes, cli_lists.backends,
     cli_artifacts.run, cli_artifacts.bench, cli_artifacts.report,
+    cli_devices.build_scripts, cli_devices.import_report,
 ):  # fmt: skip
     app.command()(command(function))
 

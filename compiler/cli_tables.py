@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from planish.compiler.artifact import Artifact
-from planish.compiler.contracts import Backend, Finding, Pass
+from planish.compiler.contracts import Backend, FileFinding, Finding, Pass
 from planish.compiler.hardware import Figure, HardwareProfile, figures, peak_gops
+from planish.compiler.options import plain
 from planish.compiler.plan import Plan
 from planish.compiler.plugins import Registry
-from planish.compiler.program import op_name, source_module
 from planish.compiler.report import Latency
 from planish.compiler.targets import find_backend
 
@@ -29,7 +29,7 @@ ESTIMATE = "~"
 """Stands before every figure that is an estimate."""
 
 
-def _table(*headers: str, right: Sequence[str] = ()) -> Table:
+def new_table(*headers: str, right: Sequence[str] = ()) -> Table:
     table = Table(box=SIMPLE_HEAD, padding=(0, 2, 0, 0), show_edge=False, pad_edge=False, header_style="dim")
     for header in headers:
         table.add_column(header, justify="right" if header in right else "left", overflow="fold")
@@ -51,7 +51,7 @@ def cannot_time(profile: HardwareProfile) -> str | None:
 
 def targets_table(profiles: Iterable[HardwareProfile]) -> RenderableType:
     numbers = ("INT8\nTOP/s", "FP16\nTOP/s", "memory")
-    table = _table("target", "device", "backend", *numbers, "timed\nhere", right=numbers)
+    table = new_table("target", "device", "backend", *numbers, "timed\nhere", right=numbers)
     for profile in profiles:
         name = Text(profile.name) + Text("".join(f"\n{alias}" for alias in profile.aliases), style="dim")
         rates = [_figure(peak_gops(profile, dtype), 1e-3) for dtype in ("int8", "fp16")]
@@ -81,7 +81,7 @@ def target_sheet(profile: HardwareProfile) -> RenderableType:
     facts = Table.grid(padding=(0, 2, 0, 0))
     for name, told in _facts(profile):
         facts.add_row(Text(name, style="dim"), Text(told or "none"))
-    sheet = _table("figure", "value", "source", right=("value",))
+    sheet = new_table("figure", "value", "source", right=("value",))
     for where, figure in figures(profile):
         estimated = Text("estimated", style="yellow")
         source = estimated if figure.estimated else Text("measured" if figure.measured else str(figure.source))
@@ -138,13 +138,11 @@ def _default(option: dataclasses.Field[Any]) -> Any:
         value = option.default_factory()
     else:
         value = None if option.default is dataclasses.MISSING else option.default
-    if isinstance(value, tuple | list):
-        return [*value]
-    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+    return plain(value)
 
 
 def passes_table(rows: Iterable[Mapping[str, Any]]) -> RenderableType:
-    table = _table("pass", "stage", "options", "what it does")
+    table = new_table("pass", "stage", "options", "what it does")
     for row in rows:
         options = "\n".join(f"{name} = {_shown(value)}" for name, value in row["options"].items())
         table.add_row(row["name"], row["stage"], Text(options), Text(row["summary"]))
@@ -152,7 +150,10 @@ def passes_table(rows: Iterable[Mapping[str, Any]]) -> RenderableType:
 
 
 def _shown(value: Any) -> str:
-    return "[]" if value == [] else str(value)
+    """What holds options of its own is shown by its kind."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(_shown, value))}]"
+    return str(value.get("kind", value)) if isinstance(value, dict) else str(value)
 
 
 def backend_document(backend: Backend, known: Registry) -> dict[str, Any]:
@@ -171,7 +172,7 @@ def backend_document(backend: Backend, known: Registry) -> dict[str, Any]:
 
 
 def backends_table(rows: Iterable[Mapping[str, Any]]) -> RenderableType:
-    table = _table("backend", "plugin", "runs here", "targets that it times here")
+    table = new_table("backend", "plugin", "runs here", "targets that it times here")
     for row in rows:
         obstacle = row["cannot_be_run_here"]
         table.add_row(
@@ -187,7 +188,7 @@ def backends_table(rows: Iterable[Mapping[str, Any]]) -> RenderableType:
 
 
 def plan_table(plan: Plan) -> RenderableType:
-    table = _table("", "pass", "options", "reason", right=("",))
+    table = new_table("", "pass", "options", "reason", right=("",))
     for number, step in enumerate(plan, 1):
         options = "\n".join(f"{name} = {_shown(value)}" for name, value in step.compression.options().items())
         table.add_row(str(number), step.compression.name, Text(options), Text(step.reason))
@@ -196,20 +197,18 @@ def plan_table(plan: Plan) -> RenderableType:
     return table if table.row_count else Text("No pass pays here.")
 
 
-def findings_table(findings: Sequence[Finding], profile: HardwareProfile) -> RenderableType:
+def findings_table(findings: Sequence[Finding | FileFinding], profile: HardwareProfile) -> RenderableType:
     if not findings:
         return Text(f"{profile.title} takes this model whole.", style="green")
-    table = _table("", "what", "where")
-    groups: dict[str, list[Finding]] = {}
+    table = new_table("", "what", "where")
+    groups: dict[str, list[Finding | FileFinding]] = {}
     for finding in findings:
         groups.setdefault(finding.check.name, []).append(finding)
     for group in groups.values():
         check = group[0].check
         style = "red" if check.severity == "error" else "yellow"
         told = Text(check.sentence) + Text(f"\n{check.source}" if check.source else "", style="dim")
-        places = "\n".join(
-            dict.fromkeys(f"{op_name(each.node)} in {source_module(each.node) or 'forward'}" for each in group)
-        )
+        places = "\n".join(dict.fromkeys(f"{each.op} in {each.module or 'forward'}" for each in group))
         table.add_row(Text(check.severity, style=style), told, Text(places))
     return table
 
@@ -239,7 +238,7 @@ def _finite(number: float) -> float | str:
 
 
 def outputs_table(rows: Iterable[Mapping[str, Any]]) -> RenderableType:
-    table = _table("output", "dtype", "shape", "min", "mean", "max", right=("min", "mean", "max"))
+    table = new_table("output", "dtype", "shape", "min", "mean", "max", right=("min", "mean", "max"))
     for row in rows:
         cells = [
             f"{row[key]:.4g}" if isinstance(row.get(key), float) else str(row.get(key, ""))
@@ -250,7 +249,7 @@ def outputs_table(rows: Iterable[Mapping[str, Any]]) -> RenderableType:
 
 
 def times_table(artifacts: Sequence[Artifact], latencies: Sequence[Latency]) -> RenderableType:
-    table = _table(
+    table = new_table(
         "artifact", "size\nMB", "median\nms", "p95\nms", "speed", right=("size\nMB", "median\nms", "p95\nms", "speed")
     )
     for artifact, latency in zip(artifacts, latencies, strict=True):

@@ -33,12 +33,12 @@ def estimate_latency(
     (TensorRT, Core ML), else in fp32.
     """
     costs = Costs(program, batch)
-    native = _float_dtype(profile)
+    native = float_dtype(profile)
     chosen = dtype_of or (lambda node: "int8" if _runs_in_integers(node, costs) else native)
     bandwidth = profile.memory.bandwidth_gb_s.value * 1e9
     missing: set[str] = set()
     seconds = 0.0
-    for kernel in _kernels(costs):
+    for kernel in kernels(costs):
         arithmetic = traffic = 0.0
         for node in kernel:
             dtype = chosen(node)
@@ -57,7 +57,8 @@ def estimate_latency(
     return Latency(median_ms=1e3 * seconds, batch=costs.batch, source="estimated", how=how)
 
 
-def _float_dtype(profile: HardwareProfile) -> str:
+def float_dtype(profile: HardwareProfile) -> str:
+    """What floats are computed in on the device."""
     supported = profile.support.dtypes
     if "fp16" in supported and (profile.backend in ("tensorrt", "coreml") or "fp32" not in supported):
         return "fp16"
@@ -89,7 +90,7 @@ def _is_view(node: fx.Node) -> bool:
     return copies_if_it_must or any(result.alias_info is not None for result in target._schema.returns)
 
 
-def _kernels(costs: Costs) -> list[list[fx.Node]]:
+def kernels(costs: Costs) -> list[list[fx.Node]]:
     """The nodes that cost time, each element-wise one with the op that makes its input for it alone."""
     kernels: list[list[fx.Node]] = []
     last: dict[fx.Node, list[fx.Node]] = {}

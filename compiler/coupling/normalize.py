@@ -26,6 +26,8 @@ def normalize(program: Program) -> Program:
         rewrite = _REWRITES.get(getattr(node.target, "overloadpacket", None))
         if rewrite is not None:
             rewrite(node)
+        elif node.op == "get_attr" and not node.users:  # a tensor that nothing computes with
+            graph.erase_node(node)
     program = program.with_graph(graph)
     if _fold_constants(program):
         graph.eliminate_dead_code()

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from planish.compiler.contracts import Backend, Pass
+from planish.compiler.coupling.inference import Rule
 from planish.compiler.hookspecs import hookimpl
 
 
@@ -25,3 +30,10 @@ def planish_backends() -> list[Backend]:
 @hookimpl
 def planish_profiles() -> list[Path]:
     return [Path(__file__).with_name("example-board.toml")]
+
+
+@hookimpl
+def planish_coupling_rules() -> Mapping[Any, Rule]:
+    from planish_example.soft_threshold import soft_threshold_rule
+
+    return {torch.ops.planish_example.soft_threshold: soft_threshold_rule}

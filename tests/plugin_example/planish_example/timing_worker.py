@@ -1,34 +1,35 @@
-"""Calls one archive again and again: each line on standard input says for how many seconds.
+"""Runs one archive in a process of its own and reports the time of each call.
 
-Run as ``python -m planish_example.timing_worker ARCHIVE TENSORS OTHERS THREADS``;
-each answer is one line: a list of milliseconds.
+Run as ``python -m planish_example.timing_worker ARCHIVE ARRAYS OTHERS THREADS``; OTHERS are the leaves that are no
+tensors, as JSON. Says ``[]`` when it is ready; then each line on standard input asks for so many calls, and each
+answer is one line: a list of milliseconds.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from time import perf_counter
 
-import safetensors.torch
+import numpy as np
 import torch
 
 from planish.compiler.program import Program
 from planish_example.torch_archive import ProgramRunner
 
 
-def main(archive: str, tensors: str, others: str, threads: str) -> None:
+def main(archive: str, arrays: str, others: str, threads: str) -> None:
     torch.set_num_threads(int(threads))
     runner = ProgramRunner(Program.load(archive))
-    named = safetensors.torch.load_file(tensors) | json.loads(Path(others).read_text())
+    named = json.loads(others)
+    with np.load(arrays) as held:
+        named |= {name: torch.from_numpy(held[name]) for name in held.files}
     leaves = [named[str(index)] for index in range(len(named))]
-    for _ in range(3):  # warm up
-        runner(leaves)
+    runner(leaves)
+    print("[]", flush=True)
     for line in sys.stdin:
         times: list[float] = []
-        end = perf_counter() + float(line)
-        while not times or perf_counter() < end:
+        for _ in range(int(line)):
             start = perf_counter()
             runner(leaves)
             times.append((perf_counter() - start) * 1e3)

@@ -1,0 +1,1 @@
+"""What the pruning passes share: importance of units, allocation of what goes, schedules."""
