@@ -15,7 +15,7 @@ endif
 
 TESTS = OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses 2
 
-.PHONY: demo test check static bench venv clean
+.PHONY: demo test check static bench zoo venv clean
 
 demo: $(DEMO)
 	$(RUN) examples/digits.py
@@ -36,6 +36,9 @@ bench: $(DEV)
 	$(RUN) -m benchmarks.latency
 	$(RUN) -m benchmarks.accuracy
 	$(RUN) -m benchmarks.compile_cost
+
+zoo: $(DEV)
+	OMP_NUM_THREADS=1 $(RUN) -m benchmarks.zoo
 
 venv: $(DEV)
 
