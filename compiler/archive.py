@@ -1,5 +1,7 @@
 """Programs on disk: a zip of ``graph.json`` and ``tensors.safetensors``.
 
+A tensor with so many zeros that it pays is stored packed (``packing.py``).
+
 ``torch.export.load`` unpickles what an archive asks it to (weights and constants flagged ``use_pickle``,
 opaque constants). Here the graph is data, the tensors are safetensors, and an operator is looked up by name
 among those that only compute.
@@ -22,11 +24,14 @@ from torch import Tensor, fx, nn
 
 from planish.compiler.errors import UserError
 from planish.compiler.inputs import Inputs
+from planish.compiler.packing import packed, unpacked
 from planish.compiler.program import MODE, ModeArgument, Program, get_attribute, set_tensor, source_module, source_type
 from planish.compiler.rules import SYMBOLIC_FUNCTIONS, verify
 from planish.compiler.signature import Signature
 
-FORMAT = 1
+FORMAT = 2
+READS = (1, 2)
+"""Format 1 knew no packed tensors."""
 NAMESPACES = ("aten", "quantized_decomposed", "torchvision")
 """Operator libraries whose operators an archive may name: none of them runs code or opens files."""
 _REFUSED = ("aten.from_file",)
@@ -51,11 +56,12 @@ def save_program(program: Program, path: Path) -> Path:
             for index, leaf in enumerate(program.example_inputs.leaves())
         ],
     }  # fmt: skip
+    stored, document["packed"] = packed(tensors)
     beside = path.with_name(path.name + ".part")
     try:
         with zipfile.ZipFile(beside, "w", zipfile.ZIP_STORED) as archive:
             archive.writestr(zipfile.ZipInfo("graph.json"), json.dumps(document, allow_nan=False))
-            archive.writestr(zipfile.ZipInfo("tensors.safetensors"), safetensors.torch.save(tensors))
+            archive.writestr(zipfile.ZipInfo("tensors.safetensors"), safetensors.torch.save(stored))
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
@@ -68,9 +74,9 @@ def load_program(path: Path) -> Program:
         with zipfile.ZipFile(path) as archive:
             document = json.loads(archive.read("graph.json"))
             tensors = safetensors.torch.load(archive.read("tensors.safetensors"))
-        if document["format"] != FORMAT:
+        if document["format"] not in READS:
             raise UserError(f"it has format {document['format']}, and this version of planish reads {FORMAT}")
-        return _decode_program(document, tensors)
+        return _decode_program(document, unpacked(tensors, document.get("packed", {})))
     except Exception as failure:  # whatever a damaged or forged file leads to: it is the file's fault
         raise UserError(f"Save the Program again: {path} cannot be loaded ({failure}).") from failure
 

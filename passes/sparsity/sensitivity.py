@@ -1,0 +1,61 @@
+"""What each layer costs when it alone is sparse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from planish.compiler.inputs import Inputs
+from planish.compiler.program import Program
+from planish.compiler.verify import errors, worst_snr
+from planish.passes.sparsity.criteria import kept_share, magnitude
+from planish.passes.sparsity.layers import choose, find_layers
+from planish.passes.sparsity.patterns import Pattern
+from planish.passes.sparsity.walk import replace_weight, weight_of
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """Of one layer: what stays of its magnitude, and what that does to the outputs."""
+
+    layer: str
+    kept: float
+    """Share of the sum of absolute weights."""
+    snr_db: float | None
+    """Of the worst output against the dense Program; None where all are equal to the last bit."""
+    metric: float | None
+    """The metric with this layer sparse; None without one."""
+
+
+def sensitivities(
+    program: Program,
+    pattern: Pattern,
+    ratio: float,
+    batches: Sequence[Inputs],
+    metric: Callable[[Callable[..., Any]], float] | None = None,
+) -> list[Sensitivity]:
+    """One row a layer that can have ``pattern``, pruned by magnitude with all others dense, the worst first.
+
+    Args:
+        program: the dense Program.
+        pattern: which zeros are allowed.
+        ratio: share of zeros, where the pattern leaves it open.
+        batches: inputs on which the outputs are compared.
+        metric: gets ``run(*inputs) -> outputs``; higher is better.
+    """
+    program = program.fork().eval()
+    chosen, _ = choose(find_layers(program)[0], pattern, (), 1)
+    found = []
+    for layer in chosen:
+        matrix = layer.matrix(weight_of(program, layer))
+        pruned, keep = magnitude(matrix, None, pattern, ratio)
+        alone = program.fork()
+        replace_weight(alone, layer, layer.weight(pruned))
+        snr = worst_snr(errors(program, alone, batches))
+        with torch.no_grad():
+            scored = float(metric(alone)) if metric is not None else None
+        found.append(Sensitivity(layer.name, kept_share(matrix, keep), snr, scored))
+    return sorted(found, key=lambda each: float("inf") if each.snr_db is None else each.snr_db)
