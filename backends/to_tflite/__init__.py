@@ -1,0 +1,1 @@
+"""TFLite (LiteRT): phones, single-board computers, microcontrollers."""

@@ -1,0 +1,54 @@
+"""Families of models through trace, lowering and LiteRT: the same that the ONNX backend is tested with."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.backends.to_onnx import family_layers, family_transformers
+from tests.backends.to_onnx.families import Family
+from tests.backends.to_onnx.family_models import timm_families
+
+pytest.importorskip("ai_edge_litert")
+from tests.backends.to_tflite.families import attempt
+
+LAYERS = family_layers.families()
+TRANSFORMERS = family_transformers.families()
+QUICK = ("Bert", "GPT2", "Llama", "T5", "CLIP")
+UNSUPPORTED = {
+    "integers": "bits of whole numbers, which TFLite cannot combine",
+    "fourier": "complex numbers",
+    "transformers-FNet": "complex numbers",
+    "transformers-Mixtral": "histc, which no backend lowers",
+}
+
+
+def check(family: Family) -> None:
+    outcome = attempt(family)
+    if family.name in UNSUPPORTED:
+        assert outcome.failure.startswith("LoweringError"), outcome
+        pytest.xfail(UNSUPPORTED[family.name])
+    assert outcome.good, outcome
+
+
+@pytest.mark.parametrize("family", LAYERS, ids=[family.name for family in LAYERS])
+def test_a_hand_written_net_lowers_and_agrees(family: Family) -> None:
+    check(family)
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(f, id=f.name, marks=() if f.name.removeprefix("transformers-") in QUICK else pytest.mark.slow)
+        for f in TRANSFORMERS
+    ],
+)
+def test_a_transformer_lowers_and_agrees(family: Family) -> None:
+    pytest.importorskip("transformers")
+    check(family)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", timm_families()[::8], ids=[family.name for family in timm_families()[::8]])
+def test_a_family_of_timm_lowers_and_agrees(family: Family) -> None:
+    pytest.importorskip("timm")
+    check(family)
