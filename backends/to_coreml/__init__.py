@@ -1,0 +1,1 @@
+"""Core ML packages, and the reference evaluator that proves them without a Mac."""

@@ -1,0 +1,121 @@
+"""The model families of the ONNX tests through trace -> package -> reference evaluation.
+
+``python -m tests.backends.to_coreml.families [--half] [name …]`` prints one line a family: the largest error against
+PyTorch at batches 1, 2 and 3 relative to the largest value, or what failed. Without names all hand-written ones run.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from planish.backends.to_coreml.backend import FILE, CoreMLBackend
+from planish.backends.to_coreml.runner import PackageRunner
+from planish.backends.to_onnx.lower import output_leaves
+from planish.compiler.half_precision import in_half_precision
+from planish.compiler.plugins import registry
+from planish.compiler.program import Program
+from planish.compiler.trace import trace
+from planish.compiler.verify import snr_db
+from tests.backends.to_onnx.families import Family, shake
+
+TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a family."""
+
+    error: float | None = None
+    """Largest difference to PyTorch, relative to the largest value of that output."""
+    snr: float | None = None
+    """The worst signal-to-noise ratio of the package; None if it is exact."""
+    rounding: float | None = None
+    """The same of the Program with every result rounded to float16."""
+    notes: tuple[str, ...] = ()
+    failure: str = ""
+
+
+def attempt(family: Family, precision: str = "float32", target: str = "iphone-15") -> Outcome:
+    torch.manual_seed(0)
+    model = shake(family.build()).eval()
+    profile = registry().find_profile(target)
+    try:
+        program = trace(model, family.inputs(2))
+        with tempfile.TemporaryDirectory() as scratch:
+            lowered = CoreMLBackend(precision).lower(program, profile, Path(scratch))  # type: ignore[arg-type]
+            if lowered.cannot_run:
+                return Outcome(failure=lowered.cannot_run)
+            runner = PackageRunner(Path(scratch) / FILE, lowered.runtime)
+            return _compare(family, model, program, runner)
+    except Exception as failure:  # the table lists it
+        first = str(failure).strip().partition("\n")[0][:300]
+        return Outcome(failure=f"{type(failure).__name__}: {first}")
+
+
+def _compare(family: Family, model: torch.nn.Module, program: Program, runner: PackageRunner) -> Outcome:
+    worst, ratios, own = 0.0, [], []
+    computed = [isinstance(leaf, fx.Node) for leaf in output_leaves(program)]  # the rest is None or a number
+    half = in_half_precision(program)
+    for batch in (1, 2, 3) if program.dynamic_axes else (2,):
+        torch.manual_seed(batch)
+        inputs = family.inputs(batch)
+        with torch.no_grad():
+            wanted, rounded = (
+                [
+                    torch.as_tensor(leaf)
+                    for leaf, node in zip(pytree.tree_leaves(outputs), computed, strict=True)
+                    if node
+                ]
+                for outputs in (inputs.call(model), inputs.call(half))
+            )
+        got = runner(inputs.leaves())
+        for a, b, c in zip(wanted, got, rounded, strict=True):
+            assert a.shape == b.shape and a.dtype == b.dtype, f"{b.dtype}{[*b.shape]} instead of {a.dtype}{[*a.shape]}"
+            worst = max(worst, relative_error(a, b))
+            ratios.append(snr_db(a.double(), b.double()))
+            own.append(snr_db(a.double(), c.double()))
+    known = [ratio for ratio in ratios if ratio is not None]
+    rounding = [ratio for ratio in own if ratio is not None]
+    return Outcome(worst, min(known, default=None), min(rounding, default=None))
+
+
+def relative_error(wanted: Tensor, got: Tensor) -> float:
+    """Infinite where one of the two is no number and the other is."""
+    if not wanted.numel():
+        return 0.0
+    wanted, got = wanted.detach().double(), got.detach().double()
+    same = (wanted == got) | (wanted.isnan() & got.isnan())
+    difference = torch.where(same, 0.0, (wanted - got).abs()).nan_to_num(torch.inf, torch.inf)
+    finite = wanted[wanted.isfinite()].abs()
+    return float(difference.max() / finite.max().clamp_min(1e-12)) if finite.numel() else float(difference.max())
+
+
+def main(arguments: list[str]) -> int:
+    from tests.backends.to_onnx import family_layers, family_transformers
+    from tests.backends.to_onnx.family_models import timm_families
+
+    precision = "float16" if "--half" in arguments else "float32"
+    names = [name for name in arguments if not name.startswith("--")]
+    known = {f.name: f for f in [*family_layers.families(), *family_transformers.families(), *timm_families()]}
+    bad = 0
+    for name in names or [f.name for f in family_layers.families()]:
+        start = time.monotonic()
+        outcome = attempt(known[name], precision)
+        good = not outcome.failure and (precision == "float16" or (outcome.error or 0) <= TOLERANCE)
+        bad += not good
+        figures = "" if outcome.error is None else f"error={outcome.error:.1e} snr={outcome.snr} own={outcome.rounding}"
+        print(f"{'ok  ' if good else 'FAIL'} {name:36} {time.monotonic() - start:5.1f} s {figures} {outcome.failure}",
+              flush=True)  # fmt: skip
+    return bad
+
+
+if __name__ == "__main__":
+    sys.exit(min(main(sys.argv[1:]), 1))

@@ -1,0 +1,192 @@
+"""Each rewrite, decomposition and converter: PyTorch, and the naive conversion that it mends."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+pytest.importorskip("coremltools")
+
+import coremltools as ct
+
+from planish.backends.to_coreml.convert import quiet
+from planish.backends.to_coreml.converters import Refused, guarded
+from planish.backends.to_coreml.evaluator import Evaluator
+from planish.compiler.errors import LoweringError, VerificationError
+from tests.backends.to_coreml.families import relative_error
+from tests.backends.to_coreml.packaged import FLOAT32, assert_agrees, kinds, program_of
+from tests.backends.to_onnx.family_base import Function
+
+
+def draw(*shape: int) -> Tensor:
+    return torch.randn(3, *shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def naive(function: Any, *inputs: Tensor) -> list[Any]:
+    """What ``coremltools.convert`` makes of an exported program, as its documentation has it, evaluated."""
+    module = function if isinstance(function, nn.Module) else Function(lambda self, *args: function(*args))
+    shapes = tuple({0: torch.export.Dim("batch", min=1, max=32)} for _ in inputs)
+    with quiet(), tempfile.TemporaryDirectory() as scratch:
+        exported = torch.export.export(
+            module.eval(), inputs, dynamic_shapes=(shapes,) if not isinstance(function, nn.Module) else shapes
+        ).run_decompositions({})
+        model = ct.convert(
+            exported, minimum_deployment_target=ct.target.iOS18, compute_precision=ct.precision.FLOAT32,
+            skip_model_load=True,
+        )  # fmt: skip
+        model.save(str(Path(scratch) / "m.mlpackage"))
+        evaluator = Evaluator(Path(scratch) / "m.mlpackage")
+    return [*evaluator(dict(zip(evaluator.package.inputs, inputs, strict=True))).values()]
+
+
+def test_alpha_is_kept_which_coremltools_drops() -> None:
+    x, y = draw(4), draw(4)
+    (wrong,) = naive(lambda x, y: torch.sub(x, y, alpha=5), x, y)
+    assert relative_error(torch.sub(x, y, alpha=5), wrong) > 0.1
+    assert_agrees(
+        lambda x, y: (
+            torch.sub(x, y, alpha=5), torch.add(x, y, alpha=-2), torch.rsub(x, y, alpha=3), x.sub(2, alpha=4),
+        ), x, y,
+    )  # fmt: skip
+
+
+def test_the_tanh_form_of_gelu_is_kept_which_coremltools_makes_exact() -> None:
+    x = draw(64) * 3
+    module = nn.GELU(approximate="tanh")
+    (wrong,) = naive(module, x)
+    assert relative_error(module(x), wrong) > 1e-5
+    assert_agrees(module, x, tolerance=1e-6)
+
+
+def test_a_scale_and_a_shift_get_no_epsilon() -> None:
+    module = nn.BatchNorm2d(4, eps=0.0).eval()
+    weight, bias = torch.rand(1, 4, 1, 1) + 0.5, torch.rand(1, 4, 1, 1)
+    assert "batch_norm" not in kinds(assert_agrees(lambda x: x * weight + bias, draw(4, 5, 5), tolerance=1e-7))
+    assert_agrees(module, draw(4, 5, 5))
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+def test_resizing_to_a_size_samples_as_pytorch_does(aligned: bool) -> None:
+    x = draw(2, 7, 9)
+    resize = lambda x: F.interpolate(x, (11, 5), mode="bilinear", align_corners=aligned)  # noqa: E731
+    assert_agrees(resize, x, tolerance=1e-6)
+    assert_agrees(lambda x: F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=aligned), x)
+    assert_agrees(lambda x: F.interpolate(x, scale_factor=1.3, mode="bilinear", align_corners=aligned), x)
+
+
+def test_an_epsilon_of_rms_norm_does_not_grow_with_the_values() -> None:
+    spiky = torch.cat([draw(15), 1e3 * torch.ones(3, 1)], 1)
+    module = nn.RMSNorm(16, eps=1e-2)
+    (wrong,) = naive(module, spiky)
+    assert relative_error(module(spiky), wrong) > 1e-3
+    assert_agrees(module, spiky)
+
+
+def test_a_reciprocal_gets_no_epsilon() -> None:
+    x = draw(16).abs() * 0.1 + 0.01
+    (wrong,) = naive(lambda x: x.reciprocal(), x)
+    assert relative_error(x.reciprocal(), wrong) > 1e-3
+    assert_agrees(lambda x: x.reciprocal(), x, tolerance=1e-6)
+
+
+def test_a_triangle_of_infinities_has_no_nan() -> None:
+    function = lambda x: x + torch.full((4, 4), -torch.inf).triu(1)  # noqa: E731
+    (wrong,) = naive(function, draw(4, 4))
+    assert wrong.isnan().any()
+    assert_agrees(function, draw(4, 4))
+
+
+def test_a_node_called_tanh_is_not_taken_for_the_form_of_a_gelu() -> None:
+    assert_agrees(lambda x: F.gelu(x.tanh(), approximate="tanh"), draw(8), tolerance=1e-6)
+
+
+def test_grouped_queries_and_scales_of_attention_are_kept() -> None:
+    q, k = draw(4, 5, 8), draw(2, 6, 8)
+    assert_agrees(lambda q, k: F.scaled_dot_product_attention(q, k, k, enable_gqa=True), q, k)
+    package = assert_agrees(lambda q: F.scaled_dot_product_attention(q, q, q, scale=0.3), q)
+    assert "scaled_dot_product_attention" in kinds(package)
+
+
+def test_a_mask_of_the_batch_over_a_constant_makes_no_package_that_contradicts_itself() -> None:
+    function = lambda x: torch.where(x[:, :1] > 0, torch.ones(1, 4), torch.zeros(1, 4))  # noqa: E731
+    with pytest.raises(VerificationError, match="is declared as"):
+        naive(function, draw(4))
+    assert_agrees(function, draw(4))
+
+
+def test_windows_of_six_dimensions_are_cut_with_five() -> None:
+    def windows(x: Tensor) -> Tensor:
+        cut = x.view(x.shape[0], 2, 4, 2, 4, 3).permute(0, 1, 3, 2, 4, 5)
+        return cut.contiguous().view(-1, 4, 4, 3)
+
+    assert_agrees(windows, draw(8, 8, 3))
+
+
+def test_padding_pooling_and_writing_agree() -> None:
+    def written(x: Tensor) -> Tensor:
+        y = x.clone()
+        y[:, torch.tensor([0, 2])] = 1.5
+        y[y > 1] = -1.0
+        return y
+
+    x = draw(4, 6, 7)
+    assert_agrees(lambda x: (F.pad(x, (1, 2, 2, 0), mode="circular"), F.pad(x, (-1, 2)), written(x)), x)
+    assert_agrees(
+        lambda x: (
+            F.adaptive_avg_pool2d(x, (4, 3)), F.adaptive_max_pool2d(x, (4, 3)),
+            F.avg_pool2d(x, 3, 1, 1, divisor_override=5),
+            F.max_pool2d(x, 3, 2, 1, ceil_mode=True), F.avg_pool2d(x, 2, ceil_mode=True),
+            F.avg_pool2d(x, 3, 2, 1, count_include_pad=False),
+        ), x,
+    )  # fmt: skip
+
+
+def test_definitions_agree_with_their_operators() -> None:
+    x = draw(4, 6)
+    assert_agrees(
+        lambda x: (
+            x.fmod(0.7), torch.erfc(x), torch.cdist(x, x.flip(1)), x.kthvalue(2, -1).values, x.roll((1, -2), (1, 2)),
+            x.diagonal(0, 1, 2), x.unfold(1, 2, 1), torch.hypot(x, x.abs()), x.trunc(), x.frac(),
+            x.median(-1).values, x.prod(-1), x.argsort(-1), torch.isinf(x), x.copysign(x - 1),
+        ), x,
+    )  # fmt: skip
+    assert_agrees(
+        lambda x: (F.group_norm(x, 2), F.unfold(x[:, :, None].expand(-1, -1, 5, -1), 3, dilation=2)), draw(4, 8)
+    )
+
+
+def test_recurrent_layers_stay_layers() -> None:
+    x = torch.randn(3, 3, 5)
+    package = assert_agrees(nn.LSTM(5, 4, 2, bidirectional=True, batch_first=True), x)
+    assert kinds(package).count("lstm") == 2
+    package = assert_agrees(nn.GRU(5, 4, 1, batch_first=True), x)
+    assert kinds(package).count("gru") == 1
+
+
+def test_a_keyword_that_a_converter_does_not_read_is_refused() -> None:
+    exported = torch.export.export(Function(lambda self, x, y: torch.add(x, y, alpha=2)), (draw(4), draw(4)))
+    exported = exported.run_decompositions({})
+    with pytest.raises(Refused, match=r"would drop alpha= of aten\.add"), guarded(exported.graph), quiet():
+        ct.convert(exported, minimum_deployment_target=ct.target.iOS18, skip_model_load=True)
+
+
+def test_coremltools_is_as_before_afterwards() -> None:
+    from coremltools.converters.mil.frontend.torch.torch_op_registry import _TORCH_OPS_REGISTRY
+
+    before = _TORCH_OPS_REGISTRY.name_to_func_mapping["gelu"]
+    assert_agrees(nn.GELU(), draw(4))
+    assert _TORCH_OPS_REGISTRY.name_to_func_mapping["gelu"] is before
+
+
+def test_an_operator_without_a_converter_is_named(tmp_path: Path) -> None:
+    from planish.compiler.plugins import registry
+
+    program = program_of(lambda x: torch.fft.rfft(x).abs(), draw(8))
+    with pytest.raises(LoweringError, match=r"Replace aten\._fft_r2c by other operators"):
+        FLOAT32.lower(program, registry().find_profile("iphone-15"), tmp_path)
