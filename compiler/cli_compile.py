@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +13,7 @@ from typer import Argument, Option
 from planish.compiler.cli_command import FINDINGS, Answer
 
 if TYPE_CHECKING:
-    from planish.compiler.contracts import Finding
+    from planish.compiler.contracts import FileFinding, Finding
 
 Model = Annotated[
     str,
@@ -136,22 +136,24 @@ def check(model: Model, target: Target, inputs: Inputs = None, backend: BackendN
     from planish.compiler.targets import find_profile
 
     profile = find_profile(target)
-    example = cli_models.load_inputs(inputs) if inputs else None
-    findings = driver.check(cli_models.load_model(model), profile, example, backend)
+    findings: Sequence[Finding | FileFinding]
+    if Path(model).suffix == ".onnx":
+        findings = driver.check_file(Path(model), profile, backend)
+    else:
+        example = cli_models.load_inputs(inputs) if inputs else None
+        findings = driver.check(cli_models.load_model(model), profile, example, backend)
     failed = any(finding.check.severity == "error" for finding in findings)
     document = {"target": profile.name, "findings": [*_told(findings)]}
     return Answer(document, cli_tables.findings_table(findings, profile), FINDINGS if failed else 0)
 
 
-def _told(findings: Iterable[Finding]) -> Iterable[dict[str, str]]:
-    from planish.compiler.program import op_name, source_module
-
+def _told(findings: Iterable[Finding | FileFinding]) -> Iterable[dict[str, str]]:
     for finding in findings:
         yield {
             "check": finding.check.name,
             "severity": finding.check.severity,
             "sentence": finding.check.sentence,
-            "op": op_name(finding.node),
-            "module": source_module(finding.node),
+            "op": finding.op,
+            "module": finding.module,
             "source": finding.check.source,
         }

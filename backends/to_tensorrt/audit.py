@@ -1,0 +1,70 @@
+"""Planned against actual: what the rules, and NVIDIA's builder where it is installed, make of a lowered model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx_ir as ir
+
+from planish.backends.to_tensorrt import rtx
+from planish.backends.to_tensorrt.checks import origin
+from planish.backends.to_tensorrt.integers import meant_for_integers
+from planish.backends.to_tensorrt.rules import Rule, rules_for
+from planish.backends.to_tensorrt.versions import oldest_version
+from planish.compiler.errors import LoweringError
+from planish.compiler.hardware import HardwareProfile
+from planish.compiler.program import Program, op_name, source_module
+from planish.compiler.report import Decision
+
+Broken = list[tuple[Rule, ir.Node]]
+UNEXPLAINED = "No rule of planish explains it"
+
+
+def broken_rules(model: ir.Model, profile: HardwareProfile) -> Broken:
+    rules = rules_for(oldest_version(profile), frozenset(profile.support.dtypes))
+    return [(rule, node) for rule in rules for node in rule.offenders(model.graph)]
+
+
+def demand_readable(model: ir.Model, program: Program, profile: HardwareProfile) -> None:
+    """Raise LoweringError, with node and module, for the first thing that TensorRT's parser would reject."""
+    for rule, node in broken_rules(model, profile):
+        if rule.severity == "error":
+            found = origin(node.name, program)
+            raise LoweringError(
+                rule.sentence.removesuffix("."), component="tensorrt", node=node.name or "",
+                module=source_module(found) if found is not None else "",
+            )  # fmt: skip
+
+
+def float_layers(
+    model: ir.Model, file: Path, program: Program, profile: HardwareProfile
+) -> tuple[list[Decision], list[str]]:
+    """The layers that were meant for INT8 and run in float, and sentences for the Report.
+
+    NVIDIA's builder decides where it is at hand (extra ``tensorrt``); the rules give the reason.
+    """
+    planned = [*meant_for_integers(model.graph)]
+    if not planned:
+        return [], []
+    reasons = {node: rule.sentence for rule, node in broken_rules(model, profile)}
+    if not rtx.is_installed():
+        notes = ["Install planish[tensorrt] to ask NVIDIA's own builder which layers run in INT8."]
+        return [_decision(node, program, reasons[node]) for node in planned if node in reasons], notes
+    verdict = rtx.ask(file, rtx.nearest_architecture(profile))
+    if verdict.refusal:
+        return [], [f"{verdict.label} (no device test) refuses the model at {verdict.refused_node}: {verdict.refusal}"]
+    in_float = [node for node in planned if not verdict.runs_in_integers(node.name or "")]
+    note = (
+        f"{verdict.label} (no device test): {len(planned) - len(in_float)} of {len(planned)} layers planned in INT8 "
+        "run in INT8."
+    )
+    return [_decision(node, program, f"{reasons.get(node, UNEXPLAINED)} ({verdict.label})") for node in in_float], [
+        note
+    ]
+
+
+def _decision(node: ir.Node, program: Program, reason: str) -> Decision:
+    found = origin(node.name, program)
+    module = source_module(found) if found is not None else ""
+    op = op_name(found) if found is not None else node.op_type
+    return Decision(module=module, op=op, node=node.name or "", outcome="float", reason=reason)

@@ -1,0 +1,100 @@
+"""The TensorRT backend: lowers to ONNX as TensorRT fuses it. Engines are built where they run."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from planish.compiler.contracts import Backend, Check, FileFinding, Lowered, Runner
+from planish.compiler.hardware import HardwareProfile
+from planish.compiler.program import Program
+from planish.compiler.scheme import QuantizationScheme
+from planish.compiler.signature import Signature
+from planish.compiler.verify import is_quantized
+
+FILE = "model.onnx"
+NOT_TENSORRT = (
+    "Outputs were computed here by ONNX Runtime from the same model.onnx, Q/DQ in float: no test of TensorRT "
+    "or of the device. Copy the artifact there and run build.py: it builds, verifies and measures."
+)
+FLOAT_WEIGHTS = (
+    "TensorRT before version 10 quantizes the weights itself: model.onnx keeps them in float, the engine in INT8."
+)
+STRONG_TYPES = (
+    "TensorRT from version 11 on computes in the types of the file: what is not INT8 runs in FP32 (TF32), not in FP16."
+)
+
+
+class TensorRtBackend(Backend):
+    """``model.onnx`` with explicit Q/DQ, for the versions of TensorRT that the profile names."""
+
+    name: ClassVar[str] = "tensorrt"
+
+    def scheme(self, profile: HardwareProfile) -> QuantizationScheme | None:
+        from planish.backends.to_tensorrt.scheme import scheme_for
+
+        return scheme_for(profile)
+
+    def checks(self, profile: HardwareProfile) -> tuple[Check, ...]:
+        from planish.backends.to_tensorrt.checks import checks_for
+
+        return checks_for(profile)
+
+    def check_file(self, file: Path, profile: HardwareProfile) -> list[FileFinding]:
+        from planish.backends.to_tensorrt import check_file
+
+        return check_file.check_file(file, profile)
+
+    def lower(self, program: Program, profile: HardwareProfile, folder: Path) -> Lowered:
+        from planish.backends.to_onnx.exporter import lower_any
+        from planish.backends.to_onnx.files import save
+        from planish.backends.to_tensorrt.audit import demand_readable, float_layers
+        from planish.backends.to_tensorrt.checks import opset_for
+        from planish.backends.to_tensorrt.versions import oldest_version, suit
+
+        opset, version = opset_for(profile), oldest_version(profile)
+        model, note = lower_any(program, opset)
+        suit(model, version)
+        demand_readable(model, program, profile)
+        save(model, folder / FILE)
+        decisions, notes = float_layers(model, folder / FILE, program, profile)
+        if version < (10, 0) and is_quantized(program):
+            notes.append(FLOAT_WEIGHTS)
+        if version >= (11, 0):
+            notes.append(STRONG_TYPES)
+        return Lowered(
+            files=tuple(sorted(path.name for path in folder.iterdir())),
+            decisions=tuple(decisions),
+            notes=(note, NOT_TENSORRT, *notes),
+            versions={"opset": str(opset), **installed("onnx", "onnxruntime", "tensorrt-rtx")},
+        )
+
+    def cannot_run(self, profile: HardwareProfile) -> str | None:
+        return None  # ONNX Runtime computes what the file says: Lowered.notes tell that this is no TensorRT
+
+    def cannot_time(self, profile: HardwareProfile) -> str | None:
+        return "TensorRT builds and times its engine on the device (build.py, in the artifact)"
+
+    def load(self, folder: Path, profile: HardwareProfile, signature: Signature, runtime: dict[str, Any]) -> Runner:
+        from planish.backends.to_tensorrt.reference import Reference
+
+        return Reference(folder / FILE)
+
+    def write_build_files(
+        self, folder: Path, profile: HardwareProfile, inputs: Sequence[Any] | None = None
+    ) -> tuple[str, ...]:
+        from planish.backends.to_tensorrt import build_folder
+
+        return build_folder.write(folder, profile, inputs)
+
+
+def installed(*packages: str) -> dict[str, str]:
+    """Versions of those among ``packages`` that are there."""
+    found = {}
+    for name in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found

@@ -1,0 +1,129 @@
+#!/usr/bin/env python3
+"""Builds model.onnx into an engine of TensorRT on this device, checks its outputs and measures its latency.
+
+Needs what JetPack brings and nothing else: Python 3.8, TensorRT's own Python module, the CUDA runtime.
+
+    python3 build.py                    check the device, build, verify, measure; writes device_report.json
+    python3 build.py --check            check the device only
+    python3 build.py --other-device     go on although this is not the device, or not the version, of build.json
+    python3 build.py --from-trtexec     verify and report what build.sh has left (build.sh calls this)
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import machine
+import samples
+from machine import Stop
+
+HERE = Path(__file__).resolve().parent
+
+
+def main(arguments: Sequence[str]) -> int:
+    options = _options(arguments)
+    try:
+        told = json.loads((HERE / "build.json").read_text())
+        facts = _check(told, options)
+        if not options.check:
+            report = _from_trtexec(told, facts) if options.from_trtexec else _build(told, facts, options)
+            _write_report(told, report)
+    except Stop as problem:
+        print(f"\nStopped: {problem}", file=sys.stderr)
+        return 1
+    except OSError as problem:
+        print(f"\nStopped: Make room or give rights: {problem}.", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0] if __doc__ else None, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true", help="check the device, build nothing")
+    parser.add_argument("--other-device", action="store_true", help="go on where device or version are others")
+    parser.add_argument("--from-trtexec", action="store_true", help="verify and report what build.sh has left")
+    parser.add_argument("--seconds", type=float, default=10.0, help="how long to measure (10)")
+    parser.add_argument("--workspace-mb", type=int, default=0, help="memory that the builder may try kernels with")
+    return parser.parse_args(arguments)
+
+
+def _check(told: dict[str, Any], options: argparse.Namespace) -> dict[str, str]:
+    """Everything that can be wrong before the build, told at once."""
+    samples.check_files(told, HERE)
+    facts = machine.facts()
+    for name, value in facts.items():
+        print(f"{name:16} {value}")
+    problems = machine.problems(told, facts)
+    for problem in problems:
+        print(f"! {problem}")
+    if problems and not options.other_device:
+        raise Stop("the device is not as build.json wants it (above). --other-device goes on all the same.")
+    for warning in machine.warnings(told, facts):
+        print(f"- {warning}")
+    return facts
+
+
+def _build(told: dict[str, Any], facts: dict[str, str], options: argparse.Namespace) -> dict[str, Any]:
+    try:
+        import engine  # after the checks: it needs TensorRT
+    except ImportError as failure:
+        raise Stop(
+            f"TensorRT's Python module is not to be had ({failure}): apt install python3-libnvinfer, or run build.sh."
+        ) from None
+
+    built = engine.Engine.build(told, HERE, facts, options.workspace_mb)
+    print(f"Built {built.file.name} ({built.file.stat().st_size / 1e6:.1f} MB) in {built.seconds:.0f} s.")
+    outputs = samples.compare(told, HERE, built.run(samples.inputs(told, HERE)))
+    times = built.measure(samples.inputs(told, HERE), options.seconds)
+    return {**_report(told, facts, outputs, times), **built.told()}
+
+
+def _from_trtexec(told: dict[str, Any], facts: dict[str, str]) -> dict[str, Any]:
+    outputs = samples.compare(told, HERE, samples.read_trtexec_outputs(told, HERE / "outputs.json"))
+    times = samples.read_trtexec_times(HERE / "times.json")
+    size = (HERE / "model.engine").stat().st_size
+    return {**_report(told, facts, outputs, times), "engine_bytes": size, "built_by": "trtexec"}
+
+
+def _report(
+    told: dict[str, Any], facts: dict[str, str], outputs: list[dict[str, Any]], times: list[float]
+) -> dict[str, Any]:
+    return {
+        "format": 1,
+        "target": told["target"],
+        "model_sha256": told["files"]["model.onnx"],
+        "device": facts,
+        "outputs": outputs,
+        "latency_ms": samples.percentiles(times),
+        "runs": len(times),
+        "batch": told["inputs"][0]["shape"][0] if told["inputs"] and told["inputs"][0]["shape"] else 1,
+        "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _write_report(told: dict[str, Any], report: dict[str, Any]) -> None:
+    path = HERE / "device_report.json"
+    beside = path.with_name(path.name + ".part")
+    beside.write_text(json.dumps(report, indent=2) + "\n")
+    beside.replace(path)
+    latency = report["latency_ms"]
+    print(f"Latency: p50 {latency['p50']:.3f} ms, p95 {latency['p95']:.3f}, p99 {latency['p99']:.3f}.")
+    print(f"{path} tells it all: planish import-report ARTIFACT {path.name} puts it into the report.")
+    worst = min((output["snr_db"] for output in report["outputs"] if output["snr_db"] is not None), default=None)
+    if worst is not None and worst < told["snr_db_least"]:
+        raise Stop(
+            f"the outputs are {worst:.1f} dB from the expected ones, {told['snr_db_least']:g} dB is the least. "
+            "Do not use this engine; send device_report.json to planish."
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

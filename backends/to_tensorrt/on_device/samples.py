@@ -1,0 +1,118 @@
+"""The sample inputs and expected outputs beside build.json: raw values, row by row, without numpy."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from machine import Stop
+
+FORMATS = {
+    "float32": "f",
+    "float16": "e",
+    "float64": "d",
+    "int64": "q",
+    "int32": "i",
+    "int8": "b",
+    "uint8": "B",
+    "bool": "?",
+}
+"""Names of dtypes -> letters of the module struct."""
+
+
+def check_files(told: dict[str, Any], folder: Path) -> None:
+    """Raise Stop naming a file that is missing or was damaged on its way."""
+    for name, sha256 in told["files"].items():
+        path = folder / name
+        if not path.is_file():
+            raise Stop(f"{name} is missing: copy the whole folder that planish wrote.")
+        if _sha256(path) != sha256:
+            raise Stop(f"{name} is damaged or was changed: copy it again.")
+
+
+def inputs(told: dict[str, Any], folder: Path) -> dict[str, bytes]:
+    return {each["name"]: (folder / each["file"]).read_bytes() for each in told["inputs"]}
+
+
+def compare(told: dict[str, Any], folder: Path, results: dict[str, list[float]]) -> list[dict[str, Any]]:
+    """Each output against the expected one."""
+    found = []
+    for each in told["outputs"]:
+        expected = unpack((folder / each["file"]).read_bytes(), each["dtype"])
+        if each["name"] not in results:
+            raise Stop(f"the engine has no output {each['name']}: was it built from another model?")
+        got = results[each["name"]]
+        if len(got) != len(expected):
+            raise Stop(f"output {each['name']} has {len(got)} values instead of {len(expected)}.")
+        largest = max((abs(a - b) for a, b in zip(expected, got)), default=0.0)  # noqa: B905 # Python 3.8 has no strict
+        found.append({"name": each["name"], "snr_db": snr_db(expected, got), "max_abs": _number(largest)})
+    return found
+
+
+def snr_db(expected: Sequence[float], got: Sequence[float]) -> float | None:
+    """10 log10(signal / error); None where both are equal."""
+    signal = sum(value * value for value in expected)
+    error = sum((a - b) ** 2 for a, b in zip(expected, got))  # noqa: B905 # as above
+    if error == 0:
+        return None
+    return 10 * math.log10(signal / error) if signal > 0 and math.isfinite(error) else -300.0
+
+
+def _number(value: float) -> float:
+    return value if math.isfinite(value) else 1e300  # JSON has no infinity
+
+
+def unpack(data: bytes, dtype: str) -> list[float]:
+    letter = FORMATS[dtype]
+    count = len(data) // struct.calcsize(letter)
+    return [float(value) for value in struct.unpack(f"<{count}{letter}", data)]
+
+
+def converted(data: bytes, source: str, target: str) -> bytes:
+    """The same values in another type: TensorRT before 9 has INT32 where the model has INT64."""
+    if source == target:
+        return data
+    count = len(data) // struct.calcsize(FORMATS[source])
+    values = struct.unpack(f"<{count}{FORMATS[source]}", data)
+    whole = FORMATS[target] in "qibB"
+    return struct.pack(f"<{count}{FORMATS[target]}", *[int(value) if whole else value for value in values])
+
+
+def percentiles(times: Sequence[float]) -> dict[str, float]:
+    if not times:
+        raise Stop("nothing was measured.")
+    ordered = sorted(times)
+    return {
+        name: ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+        for name, share in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))
+    }
+
+
+def read_trtexec_outputs(told: dict[str, Any], path: Path) -> dict[str, list[float]]:
+    """What ``trtexec --exportOutput`` wrote."""
+    return {each["name"]: [float(value) for value in each["values"]] for each in _json(path)}
+
+
+def read_trtexec_times(path: Path) -> list[float]:
+    """What ``trtexec --exportTimes`` wrote: the time of the kernels of each query."""
+    return [float(each["computeMs"]) for each in _json(path)]
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        raise Stop(f"{path.name} is missing or incomplete: run build.sh again, and read what trtexec said.") from None
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
