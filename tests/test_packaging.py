@@ -31,7 +31,13 @@ VENDORS = (
     "tensorrt_rtx",
     "torchao",
 )
-EXTRA_OF_BACKEND = {"to_coreml": "coreml", "to_tflite": "tflite", "to_tensorrt": "tensorrt"}
+EXTRA_OF_ROOM = {
+    "to_coreml": "coreml",
+    "to_tflite": "tflite",
+    "to_tensorrt": "tensorrt",
+    "pruning": "plot",
+    "sparsity": "plot",
+}
 
 
 @pytest.fixture(scope="module")
@@ -100,12 +106,12 @@ def test_every_imported_library_is_a_declared_dependency(pyproject: dict[str, An
     core = distributions(project["dependencies"])
     installed_as = packages_distributions()
     for path in source_files():
-        if path.suffix != ".py":
+        if path.suffix != ".py" or "on_device" in path.parts:  # for those, see test_on_device.py
             continue
-        extra = next((EXTRA_OF_BACKEND[part] for part in path.parts if part in EXTRA_OF_BACKEND), None)
+        extra = next((EXTRA_OF_ROOM[part] for part in path.parts if part in EXTRA_OF_ROOM), None)
         declared = core | distributions(project["optional-dependencies"][extra] if extra else [])
         for library in imported_libraries(ROOT / path):
-            names = {normalized(name) for name in installed_as.get(library, [library])}
+            names = {normalized(name) for name in (library, *installed_as.get(library, ()))}
             assert names & declared, f"{path} imports {library}: declare it in pyproject.toml"
 
 

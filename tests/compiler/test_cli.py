@@ -56,7 +56,8 @@ def test_passes_are_listed_with_options_defaults_and_summary(user_folder: Path) 
             kind.from_options({key: value for key, value in rows[name]["options"].items() if value is not None})
             == kind()
         )
-        assert rows[name]["summary"] and rows[name]["summary"] in planish_says("passes")[0]
+        words = {*rows[name]["summary"].split()}
+        assert words and words <= {*planish_says("passes")[0].split()}
 
 
 def test_backends_are_listed_with_whether_they_run_here(user_folder: Path) -> None:
@@ -114,7 +115,7 @@ def test_help_and_docs_name_every_exit_code_and_command(user_folder: Path) -> No
         assert f"| {code} | {meaning} |" in docs
     for registered in app.registered_commands:
         assert registered.callback is not None
-        assert f"| `planish {registered.callback.__name__}" in docs
+        assert f"| `planish {registered.callback.__name__.replace('_', '-')}" in docs
 
 
 def test_importing_the_commands_loads_neither_torch_nor_the_driver() -> None:
