@@ -30,7 +30,7 @@ def reads() -> list[Family]:
     return [
         of_sequence("gathered rows", lambda a, b: a.gather(1, rows(a, 2, 8)) + b[:, :2]),
         of_sequence("one gathered channel", lambda a, b: a.gather(1, rows(a, 2, 1)) + b[:, :2]),
-        of_sequence("rows taken along", lambda a, b: a.take_along_dim(torch.zeros(1, 2, 1, dtype=torch.long), 1) + b[:, :2]),
+        of_sequence("rows taken along", lambda a, b: a.take_along_dim(rows(a, 2, 1), 1) + b[:, :2]),
         of_sequence("rows in another order", lambda a, b: a[:, torch.tensor([3, 1, 2, 0, 4])] + b),
         of_sequence("running maxima", lambda a, b: a.cummax(1)[0] * b.cumsum(1)),
         of_sequence("second smallest of rows", lambda a, b: a.kthvalue(2, 1, keepdim=True)[0] + b),
@@ -41,13 +41,18 @@ def reads() -> list[Family]:
 def writes() -> list[Family]:
     return [
         of_sequence("rows scattered", lambda a, b: a.scatter(1, rows(a, 2, 8), b[:, :2])),
-        of_sequence("a number scattered over some channels", lambda a, b: a.scatter(1, rows(a, 2, 1), 0.5) @ b.mT @ b),
+        net("a number scattered over some channels", _scattered, SEQUENCE,
+            a=lin(6, 8), b=lin(6, 4), c=lin(8, 3), d=lin(4, 3)),
         of_sequence("rows added up", lambda a, b: a.scatter_add(1, rows(a, 5, 8), b)),
         of_sequence("rows added by index", lambda a, b: a.index_add(1, torch.tensor([0, 0, 2, 1, 1]), b)),
         of_sequence("rows copied by index", lambda a, b: a.index_copy(1, torch.tensor([0, 2]), b[:, :2])),
         of_sequence("rows put", lambda a, b: _put(a, b)),
         net("some channels put", _put_channels, SEQUENCE, a=lin(6, 8), b=lin(6, 4), c=lin(8, 3), d=lin(4, 3)),
-    ]
+    ]  # fmt: skip
+
+
+def _scattered(s: Any, x: Tensor) -> Any:
+    return s.c(s.a(x).scatter(1, rows(x, 2, 1), 0.5)), s.d(s.b(x).sin())
 
 
 def _put(a: Tensor, b: Tensor) -> Tensor:
@@ -65,8 +70,8 @@ def transforms() -> list[Family]:
     return [
         of_sequence("spectrum of rows", lambda a, b: torch.fft.fft(a, dim=1).real * b),
         net("learned spectrum", _filtered, IMAGE, a=conv(3, 6), w=lin(60, 8), c=conv(6, 3)),
-        net("tensordot", lambda s, x: s.c(torch.tensordot(s.a(x).view(-1, 2, 4), s.w.weight.view(2, 4, 6), dims=2)), VECTOR,
-            a=lin(6, 8), w=lin(6, 8), c=lin(6, 3)),
+        net("tensordot", lambda s, x: s.c(torch.tensordot(s.a(x).view(-1, 2, 4), s.w.weight.view(2, 4, 6), dims=2)),
+            VECTOR, a=lin(6, 8), w=lin(6, 8), c=lin(6, 3)),
         net("outer product of vectors", lambda s, x: s.c(s.a(x) @ torch.outer(s.w.bias, s.v.bias)), SEQUENCE,
             a=lin(6, 8), w=lin(4, 8), v=lin(4, 5), c=lin(5, 3)),
         net("distances", lambda s, x: s.c(torch.cdist(s.a(x), s.w.weight)), SEQUENCE,
