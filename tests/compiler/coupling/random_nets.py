@@ -92,11 +92,15 @@ def _glu(net: RandomNet, width: int, other: int, number: int) -> Made:
 
 
 def _slice(net: RandomNet, width: int, other: int, number: int) -> Made:
+    if width == 1:
+        return None
     start = number % (width - 1)
     return lambda x, y: x.narrow(net.axis, start, width - 1 - start), width - 1 - start
 
 
 def _swap(net: RandomNet, width: int, other: int, number: int) -> Made:
+    if width == 1:
+        return None
     first = 1 + number % (width - 1)
     return lambda x, y: torch.cat(x.split([first, width - first], net.axis)[::-1], net.axis), width
 
