@@ -21,6 +21,7 @@ from planish.compiler.trace import evaluated, trace
 from planish.compiler.training_data import Batch
 from planish.passes.distill.rows import row_losses
 from planish.passes.distill.taps import tapped
+from planish.passes.training.memory_format import channels_last, suits_channels_last
 from planish.passes.training.model import move
 from planish.passes.training.weights import tensors_of
 
@@ -41,6 +42,7 @@ class Teacher:
                 f"Pass something callable as teacher (a model, an ExportedProgram, an artifact), not {given!r:.60}."
             )
         self._placed: tuple[torch.device, Callable[..., Any]] | None = None
+        self._channels_last = False  # a module may read memory as it lies: .view
 
     def program(self) -> Program | None:
         """The teacher as a graph, to take features from; None if it is none."""
@@ -71,8 +73,9 @@ class Teacher:
         if self._placed is None or self._placed[0] != device:
             self._placed = device, self._on(device)
         autocast = torch.autocast(device.type, torch.bfloat16) if self._bf16 else nullcontext()
+        inputs = channels_last(batch.inputs) if self._channels_last else batch.inputs
         with torch.no_grad(), autocast:
-            outputs = convert_to_fp32(batch.inputs.call(self._placed[1]))
+            outputs = convert_to_fp32(inputs.call(self._placed[1]))
         return (outputs[0], tuple(outputs[1])) if self._points else (outputs, ())
 
     def _on(self, device: torch.device) -> Callable[..., Any]:
@@ -80,6 +83,7 @@ class Teacher:
         if self._points or isinstance(self.given, (Program, ExportedProgram)):
             program = self.program()
             assert program is not None
+            self._channels_last = suits_channels_last(program)
             if device.type != "cpu":
                 program = program.copy()
                 move(program, device)

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map_only
 from planish.compiler.errors import UserError
 from planish.compiler.program import MODE, Program, get_attribute
 from planish.compiler.training_data import Batch
+from planish.passes.training.memory_format import channels_last, suits_channels_last
 
 aten = torch.ops.aten
 
@@ -37,13 +38,15 @@ class TrainedModel(nn.Module):
         self.companion = objective if isinstance(objective, nn.Module) else None
         self.program = program
         self._objective, self._penalty, self._bf16 = objective, penalty, bf16
+        self._channels_last = suits_channels_last(program)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
+        inputs = channels_last(batch.inputs) if self._channels_last else batch.inputs
         if self._bf16:
             with torch.autocast(self._device_type(), torch.bfloat16):
-                outputs = convert_to_fp32(batch.inputs.call(self.graph_module))
+                outputs = convert_to_fp32(inputs.call(self.graph_module))
         else:
-            outputs = batch.inputs.call(self.graph_module)
+            outputs = inputs.call(self.graph_module)
         terms = dict(self._objective(outputs, batch))
         if self._penalty is not None:
             terms.update(self._penalty(self.program))
