@@ -12,28 +12,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.zoo_cases import zoo
 from planish.compiler.report import write_atomically
 
 Figures = TypeVar("Figures")
 WORDS, LENGTH = 8000, 48
-
-
-class Augmented(Dataset[tuple[Tensor, Tensor]]):
-    """CIFAR images, shifted by up to four pixels and mirrored, as in arXiv:1512.03385."""
-
-    def __init__(self, images: Tensor, labels: Tensor) -> None:
-        self.images, self.labels = F.pad(images, (4, 4, 4, 4)), labels
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        down, right, mirrored = (int(torch.randint(limit, ())) for limit in (9, 9, 2))
-        image = self.images[index, :, down : down + 32, right : right + 32]
-        return (image.flip(2) if mirrored else image), self.labels[index]
 
 
 def loader(inputs: Tensor, labels: Tensor, batch: int) -> DataLoader[Any]:
@@ -51,14 +36,12 @@ def accuracy(inputs: Tensor, labels: Tensor) -> Callable[[Callable[..., Any]], f
     return metric
 
 
-def cifar() -> tuple[nn.Module, DataLoader[Any], Tensor, Tensor, Tensor]:
-    """ResNet-44, augmented training images, plain ones to calibrate with, and the test images with their labels."""
+def cifar() -> tuple[nn.Module, Tensor, Tensor, Tensor, Tensor]:
+    """ResNet-44, training images with their labels, and test images with theirs."""
     source = zoo()
-    pixels, labels = source.cifar10("train_20k")
-    images = source.imagenet_norm(pixels)
-    tests, answers = source.cifar10("test_open_5k")
-    data: DataLoader[Any] = DataLoader(Augmented(images, labels), batch_size=128, shuffle=True, drop_last=True)
-    return source.load_real("resnet44-cifar10").model, data, images[:512], source.imagenet_norm(tests), answers
+    (pixels, labels), (tests, answers) = source.cifar10("train_20k"), source.cifar10("test_open_5k")
+    model: nn.Module = source.load_real("resnet44-cifar10").model
+    return model, source.imagenet_norm(pixels), labels, source.imagenet_norm(tests), answers
 
 
 def kept(folder: Path, name: str, compute: Callable[[], Figures]) -> Figures:

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
-import torch
 import typer
 from torch import Tensor, nn
 
+from benchmarks.images import Augmented, top1
 from benchmarks.models import WORKLOADS, seeded_model
 from benchmarks.peers import export_float
 from benchmarks.tables import machine, show, write_json
@@ -24,44 +23,7 @@ from benchmarks.timing import Contestant, paired_timings
 from benchmarks.zoo_cases import load_case, zoo
 
 TARGET = "local"
-BATCH = 128
 app = typer.Typer()
-
-
-class Augmented:
-    """Batches of (images [N, 3, 32, 32], labels), mirrored and shifted anew in every epoch."""
-
-    def __init__(self, images: Tensor, labels: Tensor, batches: int | None = None) -> None:
-        self.images, self.labels = images, labels
-        self.batches = batches or len(images) // BATCH
-
-    def __len__(self) -> int:
-        return self.batches
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        order = torch.randperm(len(self.images))
-        for rows in order[: self.batches * BATCH].split(BATCH):
-            yield augmented(self.images[rows]), self.labels[rows]
-
-
-def augmented(images: Tensor) -> Tensor:
-    """Half of them mirrored, each moved by up to 4 pixels."""
-    mirrored = torch.where(torch.rand(len(images), 1, 1, 1) < 0.5, images.flip(3), images)
-    padded = nn.functional.pad(mirrored, (4, 4, 4, 4))
-    shifts = torch.randint(9, (len(images), 2))
-    rows = (shifts[:, :1] + torch.arange(32))[:, :, None]
-    columns = (shifts[:, 1:] + torch.arange(32))[:, None, :]
-    picked: Tensor = padded.permute(0, 2, 3, 1)[torch.arange(len(images))[:, None, None], rows, columns]
-    return picked.permute(0, 3, 1, 2).contiguous()
-
-
-def top1(run: Any, images: Tensor, labels: Tensor) -> float:
-    """Percent."""
-    with torch.no_grad():
-        right = sum(
-            int((run(x).argmax(1) == y).sum()) for x, y in zip(images.split(500), labels.split(500), strict=True)
-        )
-    return 100 * right / len(labels)
 
 
 @app.command()
@@ -80,7 +42,7 @@ def cifar(
     case = load_case("resnet44-cifar10")
     source = zoo()
     pixels, labels = source.cifar10("train_20k")
-    data = Augmented(source.imagenet_norm(pixels), labels, batches)
+    data = Augmented(source.imagenet_norm(pixels), labels, batches=batches)
     images, truth = case.inputs[:scored], case.labels[:scored]
     whole = top1(case.model, images, truth)
     rows = []
