@@ -10,17 +10,16 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import torch
 import typer
-from scipy.stats import spearmanr
-from torch import Tensor, nn
+from torch import nn
 
+from benchmarks.sparsity_data import Sentences, Shifted, accuracy
 from benchmarks.tables import machine, show, write_json
 from benchmarks.zoo_cases import zoo
 from planish.compiler.calibration import Calibration
@@ -30,6 +29,7 @@ from planish.compiler.plugins import registry
 from planish.compiler.program import Program
 from planish.compiler.trace import trace
 from planish.compiler.training_data import TrainingData
+from planish.passes.quantize_int8 import QuantizeInt8
 from planish.passes.sparsify import Sparsify
 from planish.passes.sparsity.criteria import gram, kept_share, magnitude
 from planish.passes.sparsity.layers import choose, find_layers
@@ -58,32 +58,6 @@ def peak_mib() -> float:
 
 
 # ---------------------------------------------------------------------- a sentence encoder
-
-
-@dataclass(frozen=True)
-class Sentences:
-    """Pairs of STS-B with their scores, and what turns text into tokens."""
-
-    tokenizer: Any
-    pairs: list[tuple[str, str, float]]
-
-    def tokens(self, texts: Sequence[str], length: int | None = None) -> tuple[Tensor, Tensor]:
-        """Ids and mask, int64 [texts, tokens]: padded to the longest, or to ``length``."""
-        rows = [self.tokenizer.encode(text).ids[: length or 512] for text in texts]
-        width = length or max(map(len, rows))
-        ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
-        return ids, (torch.arange(width) < torch.tensor([[len(row)] for row in rows])).long()
-
-    def spearman(self, model: nn.Module) -> float:
-        """100 x rank correlation of the cosine of each pair's embeddings with its score."""
-        texts = sorted({text for first, second, _ in self.pairs for text in (first, second)}, key=len)
-        embedded: dict[str, Tensor] = {}
-        with torch.no_grad():
-            for start in range(0, len(texts), 64):
-                part = texts[start : start + 64]
-                embedded.update(zip(part, model(*self.tokens(part)), strict=True))
-        cosines = [float(embedded[first] @ embedded[second]) for first, second, _ in self.pairs]
-        return 100 * float(spearmanr(cosines, [score for *_, score in self.pairs]).statistic)
 
 
 @app.command()
@@ -149,40 +123,6 @@ def kept_of(program: Program) -> Iterator[tuple[str, float]]:
 # ---------------------------------------------------------------------- recovery
 
 
-@dataclass(frozen=True)
-class Shifted:
-    """Images in batches, in a new order in every epoch, shifted by up to ``by`` pixels, and mirrored, at random."""
-
-    images: Tensor
-    labels: Tensor
-    by: int
-    mirrored: bool
-    batch: int = 128
-
-    def __len__(self) -> int:
-        return len(self.images) // self.batch
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        order = torch.randperm(len(self.images))
-        for rows in order[: len(self) * self.batch].split(self.batch):
-            yield self._moved(self.images[rows]), self.labels[rows]
-
-    def _moved(self, images: Tensor) -> Tensor:
-        padded = nn.functional.pad(images, (self.by,) * 4)
-        down, right = torch.randint(2 * self.by + 1, (2,)).tolist()
-        cut = padded[:, :, down : down + images.shape[2], right : right + images.shape[3]]
-        return torch.where(torch.rand(len(images), 1, 1, 1) < 0.5, cut.flip(3), cut) if self.mirrored else cut
-
-
-def accuracy(images: Tensor, labels: Tensor) -> Callable[[Callable[..., Any]], float]:
-    def score(run: Callable[..., Any]) -> float:
-        with torch.no_grad():
-            guesses = torch.cat([run(part).argmax(1) for part in images.split(250)])
-        return float((guesses == labels).double().mean())
-
-    return score
-
-
 @app.command()
 def resnet44(
     minutes: Annotated[float, typer.Option(help="Bound of the recovery training.")] = 5.0,
@@ -205,9 +145,9 @@ def resnet44(
     rows: list[dict[str, Any]] = [{"ResNet-44": "dense", "top-1 %": 100 * dense, "drop": 0.0, "seconds": 0.0}]
     options: list[tuple[str, dict[str, Any]]] = [
         ("magnitude, one shot", {"permute": False}),
-        ("sparsegpt, one shot", {"permute": False, "criterion": "sparsegpt"}),
-        ("sparsegpt, reordered, one shot", {"criterion": "sparsegpt"}),
-        ("sparsegpt, reordered, recovered", {"criterion": "sparsegpt", "training": training}),
+        ("sparsegpt, one shot", {"criterion": "sparsegpt"}),
+        ("sparsegpt, reordered, one shot", {"criterion": "sparsegpt", "permute": True}),
+        ("sparsegpt, reordered, recovered", {"criterion": "sparsegpt", "permute": True, "training": training}),
     ]
     for name, chosen in options:
         start = time.perf_counter()
@@ -253,22 +193,28 @@ def mnist(
     recovered = Sparsify(
         pattern="unstructured", ratio=ratio, training=training(recovery), ramp=0.5
     ).run(dense, told)  # fmt: skip
-    rows: list[dict[str, Any]] = []
-    with TemporaryDirectory() as folder:
-        for name, program in (("dense", dense), ("one shot", one_shot), ("with recovery", recovered)):
-            size = program.save(Path(folder) / "net").stat().st_size
-            weights = [tensor for tensor in program.state_dict().values() if tensor.ndim > 1]
-            zeros = sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights)
-            rows.append(
-                {"784-300-100-10": name, "accuracy %": 100 * score(program), "zeros %": 100 * zeros, "kB": size / 1e3}
-            )
-    for row in rows:
-        row["of dense %"] = 100 * row["kB"] / rows[0]["kB"]
+    notes = [machine()["cpu"], told.notes[-1]]
+    told.scheme = registry().find_backend(told.profile.backend).scheme(told.profile)
+    programs = {"dense": dense, "one shot": one_shot, "with recovery": recovered,
+                "dense, INT8": QuantizeInt8().run(dense, told),
+                "with recovery, INT8": QuantizeInt8().run(recovered, told)}  # fmt: skip
+    rows = [*stored(programs, score)]
     if picture is not None:
         draw_masks(recovered, picture, dense)
-    notes = [machine()["cpu"], told.notes[-1]]
     show("Storage of a sparse net in planish's own archive", rows, notes)
     write_json(json, "sparsity-mnist", rows, notes)
+
+
+def stored(programs: Mapping[str, Program], score: Callable[[Callable[..., Any]], float]) -> Iterator[dict[str, Any]]:
+    """What each archive takes, as a whole and of the first."""
+    with TemporaryDirectory() as folder:
+        sizes = {name: each.save(Path(folder) / "net").stat().st_size for name, each in programs.items()}
+    whole = next(iter(sizes.values()))
+    for name, program in programs.items():
+        weights = [tensor for tensor in program.state_dict().values() if tensor.ndim > 1]
+        zeros = sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights)
+        yield {"784-300-100-10": name, "accuracy %": 100 * score(program), "zeros %": 100 * zeros,
+               "kB": sizes[name] / 1e3, "of dense %": 100 * sizes[name] / whole}  # fmt: skip
 
 
 # ---------------------------------------------------------------------- time and memory

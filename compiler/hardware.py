@@ -115,6 +115,10 @@ class Support(_Table):
     weight_only: tuple[Annotated[str, _one_of("int8", "int4")], ...] = ()
     sparsity: tuple[Annotated[str, _one_of("2:4", "unstructured")], ...] = ()
     """2:4: computes at the ``_sparse`` rates. unstructured: zeros only make the file smaller."""
+    sparse_min_channels: Figure | None = None
+    """Products with fewer input or output channels gain nothing by 2:4 kernels."""
+    sparse_block: tuple[Figure, Figure] | None = None
+    """Outputs and inputs of the tiles of zeros that the runtime's kernels skip; None: it has no such kernels."""
     dynamic_shapes: StrictBool
 
 
@@ -158,6 +162,10 @@ class HardwareProfile(_Table):
     memory: Memory
     support: Support
     channel_alignment: dict[DenseDtype, Figure] = {}
+    kernel_overhead_us: dict[DenseDtype, Figure] = {}
+    """Microseconds that a kernel takes however little it computes, by what it computes in."""
+    half_rate_channels: dict[DenseDtype, Figure] = {}
+    """Channels with which a product runs at half of the peak rate: narrow layers waste the rest."""
     quantization: Quantization | None = None
     """None: the device runs no INT8."""
     runtime: Runtime = Runtime()
@@ -233,6 +241,16 @@ def _sparse_rates_mean_two_four_sparsity(profile: HardwareProfile) -> Problems:
         yield ("support", "sparsity"), f'"2:4" and the sparse rates come together: {missing} is missing'
 
 
+def _sizes_of_sparse_kernels_are_whole_numbers(profile: HardwareProfile) -> Problems:
+    least, block = profile.support.sparse_min_channels, profile.support.sparse_block or ()
+    if least is not None and "2:4" not in profile.support.sparsity:
+        yield ("support", "sparse_min_channels"), "it is about 2:4 kernels, and support.sparsity has no 2:4"
+    for name, figures in (("sparse_min_channels", (least,) if least else ()), ("sparse_block", block)):
+        for figure in figures:
+            if not figure.value.is_integer():
+                yield ("support", name), f"write a whole number of channels, not {figure.value:g}"
+
+
 def _int8_means_a_quantization_scheme(profile: HardwareProfile) -> Problems:
     if ("int8" in profile.support.dtypes) != (profile.quantization is not None):
         missing = "the table [quantization]" if profile.quantization is None else '"int8" in support.dtypes'
@@ -251,6 +269,7 @@ _RULES: tuple[Callable[[HardwareProfile], Problems], ...] = (
     _every_source_is_defined_and_used,
     _every_supported_dtype_has_a_rate,
     _sparse_rates_mean_two_four_sparsity,
+    _sizes_of_sparse_kernels_are_whole_numbers,
     _int8_means_a_quantization_scheme,
     _alignment_is_a_whole_number_for_a_supported_dtype,
 )

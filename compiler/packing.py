@@ -1,8 +1,13 @@
-"""Tensors with many zeros, stored as the other values in order, and one bit for each place."""
+"""Tensors with many zeros, stored as the other values in order, and one bit for each place, compressed.
+
+Values hardly compress; the bits do, nearly to their entropy: 0.47 bits a place where one of ten values is left, 0.65
+where two of four are.
+"""
 
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -15,6 +20,8 @@ FROM_BYTES = 4096
 """Smaller tensors are not worth it."""
 BELOW = 0.95
 """A tensor is packed if that takes less than this share of its bytes."""
+_STRATEGIES = (zlib.Z_DEFAULT_STRATEGY, zlib.Z_HUFFMAN_ONLY)
+"""The first for zeros that lie together, the second for scattered ones."""
 Shapes = dict[str, list[int]]
 
 
@@ -23,13 +30,11 @@ def packed(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Shapes]:
     stored: dict[str, Tensor] = {}
     shapes: Shapes = {}
     for name, tensor in tensors.items():
-        if _pays(tensor):
-            filled = tensor.detach() != 0
-            stored[name] = tensor.detach()[filled]
-            stored[_bits(name)] = torch.from_numpy(np.packbits(filled.cpu().numpy()))
+        places = _places(tensor)
+        stored[name] = tensor if places is None else tensor.detach()[tensor.detach() != 0]
+        if places is not None:
+            stored[_bits(name)] = places
             shapes[name] = [*tensor.shape]
-        else:
-            stored[name] = tensor
     return stored, shapes
 
 
@@ -43,17 +48,46 @@ def unpacked(stored: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]]) 
 
 def stored_bytes(tensor: Tensor) -> int:
     """What the values of ``tensor`` take in an archive."""
-    return _packed_bytes(tensor) if _pays(tensor) else tensor.nbytes
+    places = _places(tensor)
+    return tensor.nbytes if places is None else int((tensor != 0).sum()) * tensor.itemsize + places.nbytes
 
 
-def _pays(tensor: Tensor) -> bool:
+def _places(tensor: Tensor) -> Tensor | None:
+    """The bits that say where ``tensor`` is not zero, as they are stored; None where packing it does not pay."""
     if tensor.nbytes < FROM_BYTES or (tensor.is_floating_point() and tensor.itemsize < 2):  # no != for 8-bit floats
-        return False
-    return _packed_bytes(tensor) < BELOW * tensor.nbytes
+        return None
+    filled = tensor.detach() != 0
+    left = BELOW * tensor.nbytes - int(filled.sum()) * tensor.itemsize
+    if left <= 0:
+        return None
+    places = _deflated(filled)
+    return places if places.nbytes < left else None
 
 
-def _packed_bytes(tensor: Tensor) -> int:
-    return int((tensor != 0).sum()) * tensor.itemsize + -(-tensor.numel() // 8)
+def _deflated(filled: Tensor) -> Tensor:
+    """uint8 [bytes]: a bit for each value; as it is where compressing gains nothing."""
+    bits = np.packbits(filled.cpu().numpy())
+    short = min((_compressed(bits.tobytes(), strategy) for strategy in _STRATEGIES), key=len)
+    return torch.from_numpy(bits if len(short) >= len(bits) else np.frombuffer(short, np.uint8).copy())
+
+
+def _compressed(plain: bytes, strategy: int) -> bytes:
+    compressor = zlib.compressobj(strategy=strategy)
+    return compressor.compress(plain) + compressor.flush()
+
+
+def _inflated(stored: Tensor, count: int) -> Tensor:
+    """The inverse, bool [count]. Never takes more memory than ``count`` asks for."""
+    size = -(-count // 8)
+    if stored.dtype is torch.uint8 and stored.ndim == 1 and 0 < len(stored) < size:
+        try:
+            inflated = zlib.decompressobj().decompress(stored.numpy().tobytes(), size + 1)
+        except zlib.error as failure:
+            raise UserError(f"the bits of a packed tensor cannot be read ({failure})") from failure
+        stored = torch.from_numpy(np.frombuffer(inflated, np.uint8).copy())
+    if stored.dtype is not torch.uint8 or stored.shape != (size,):
+        raise UserError("the bits of a packed tensor do not fit its shape")
+    return torch.from_numpy(np.unpackbits(stored.numpy(), count=count).astype(bool))
 
 
 def _bits(name: str) -> str:
@@ -63,9 +97,7 @@ def _bits(name: str) -> str:
 
 def _whole(values: Tensor, bits: Tensor, shape: Sequence[int]) -> Tensor:
     count = math.prod(shape)
-    if bits.dtype is not torch.uint8 or bits.shape != (-(-count // 8),):
-        raise UserError("the bits of a packed tensor do not fit its shape")
-    filled = torch.from_numpy(np.unpackbits(bits.numpy(), count=count).astype(bool))
+    filled = _inflated(bits, count)
     if values.shape != (int(filled.sum()),):
         raise UserError("the values of a packed tensor do not fit its bits")
     whole = torch.zeros(count, dtype=values.dtype)

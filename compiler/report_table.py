@@ -216,6 +216,7 @@ def _steps(steps: Iterable[Step]) -> RenderableType | None:
     for step in steps:
         options = ", ".join(f"{name} {_option(value)}" for name, value in step.options.items() if value != [])
         told = Text(f"{step.reason} ") + Text(step.verdict, style=STYLES[step.outcome])
+        told += "".join(f"\n{note}" for note in step.notes)
         if options:
             told += Text(f"\n{options}", style="dim")
         grid.add_row(Text(step.compression), told)

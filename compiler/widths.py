@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import Any
 
@@ -13,27 +13,9 @@ from planish.compiler.cost import Costs
 from planish.compiler.coupling.dims import Dim, atoms
 from planish.compiler.coupling.groups import Coupling, Group
 from planish.compiler.coupling.inference import Type
+from planish.compiler.coupling.sizes import Left, Sizes
 from planish.compiler.macs import Shape, macs
 from planish.compiler.program import get_attribute
-
-Left = Mapping[Dim, int]
-"""Atom -> how many of its indices are left; all, where it is missing."""
-
-
-class Sizes:
-    """The sizes of dimensions, each computed once."""
-
-    def __init__(self, left: Left) -> None:
-        self._sizes: dict[Dim, int] = {atom.root(): size for atom, size in left.items()}
-
-    def of(self, dim: Dim) -> int:
-        dim = dim.root()
-        size = self._sizes.get(dim)
-        if size is None:
-            parts = [self.of(part) for part in dim.parts]
-            size = {"atom": dim.size, "sum": sum(parts), "product": math.prod(parts)}[dim.kind]
-            self._sizes[dim] = size
-        return size
 
 
 class Widths:

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from planish.compiler.coupling.dims import Dim
 from planish.compiler.coupling.groups import Coupling, Group
 from planish.compiler.coupling.inference import SizeArgument
+from planish.compiler.coupling.sizes import Sizes
 from planish.compiler.errors import UserError
 from planish.compiler.program import Program, copied, get_attribute, set_tensor
 
@@ -44,7 +45,6 @@ class _Kept:
 
     def __init__(self, removed: Removed) -> None:
         self.of_atom: dict[Dim, Mask] = {}
-        self._sizes: dict[Dim, int] = {}
         for group, units in removed.items():
             gone = np.zeros(group.width + 1, bool)  # the last stands for what stays: unit -1
             listed = [*units]
@@ -55,6 +55,7 @@ class _Kept:
                 self.of_atom[atom] = ~gone[cells]
                 if gone[cells].all():
                     raise UserError(f"Leave {group.name} at least one of its {group.width} units.")
+        self.sizes = Sizes({atom: int(mask.sum()) for atom, mask in self.of_atom.items()})
 
     def mask(self, dim: Dim) -> Mask | None:
         """Which indices of ``dim`` are left; None for all."""
@@ -72,18 +73,6 @@ class _Kept:
         for mask in whole[1:]:
             kept = (kept[:, None] & mask[None, :]).reshape(-1)
         return kept
-
-    def size(self, dim: Dim) -> int:
-        dim = dim.root()
-        if dim not in self._sizes:
-            self._sizes[dim] = self._size(dim)
-        return self._sizes[dim]
-
-    def _size(self, dim: Dim) -> int:
-        if dim.kind == "atom":
-            return int(self.of_atom[dim].sum()) if dim in self.of_atom else dim.size
-        sizes = [self.size(part) for part in dim.parts]
-        return sum(sizes) if dim.kind == "sum" else math.prod(sizes)
 
 
 def _select(program: Program, coupling: Coupling, kept: _Kept) -> None:
@@ -106,7 +95,7 @@ def _selected(tensor: Tensor, masks: Mapping[int, Mask]) -> Tensor:
 
 
 def _resize(node: fx.Node, argument: SizeArgument, kept: _Kept) -> None:
-    old, new = argument.dim.size, kept.size(argument.dim)
+    old, new = argument.dim.size, kept.sizes.of(argument.dim)
     if new == old:
         return
     names = [each.name for each in node.target._schema.arguments]  # type: ignore[union-attr]

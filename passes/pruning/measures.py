@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,11 +11,11 @@ from torch import fx
 from planish.compiler.alignment import computed_along
 from planish.compiler.coupling.dims import Dim
 from planish.compiler.coupling.groups import Group
-from planish.compiler.hardware import HardwareProfile, peak_gops
-from planish.compiler.macs import macs
-from planish.compiler.roofline import float_dtype, kernels
+from planish.compiler.coupling.sizes import Left, Sizes
+from planish.compiler.hardware import HardwareProfile
+from planish.compiler.roofline import Kernel, Roofline, float_dtype
 from planish.compiler.scheme import QuantizationScheme
-from planish.compiler.widths import Left, Sizes, Widths
+from planish.compiler.widths import Widths
 
 MEASURES = {"macs": "MACs", "parameters": "parameters", "latency": "estimated latency"}
 """Option -> in words."""
@@ -73,67 +72,42 @@ class Parameters:
         return self({}) - self(left)
 
 
-@dataclass(frozen=True)
-class _Kernel:
-    """Nodes that run as one: what they multiply, and what they read and write."""
-
-    nodes: list[fx.Node]
-    rate: float
-    """MACs a second."""
-    item_bytes: int
-    """Of a number of the dtype that it computes in."""
-    multiplying: list[fx.Node]
-    moved: list[fx.Node]
-    atoms: frozenset[Dim]
-
-
 class EstimatedLatency:
-    """Seconds of a roofline over kernels: arithmetic or traffic, whichever is longer, with what odd widths waste.
+    """Seconds of the roofline over kernels (compiler/roofline.py), with what odd widths waste.
 
     An axis that was cut to no ``multiple`` costs the arithmetic of the next one. What the backend's scheme takes runs
-    in INT8. No launch overheads: no profile has one. An estimate, never a time.
+    in INT8. An estimate, never a time.
     """
 
     def __init__(
         self, widths: Widths, profile: HardwareProfile, scheme: QuantizationScheme | None, multiple: int
     ) -> None:
+        def dtype_of(node: fx.Node) -> str:
+            return "int8" if scheme is not None and scheme.find(node.target) is not None else float_dtype(profile)
+
         self._widths, self._along, self._multiple = widths, computed_along(widths), multiple
-        self._bandwidth = profile.memory.bandwidth_gb_s.value * 1e9
-        self._kernels = [self._kernel(nodes, profile, scheme) for nodes in kernels(widths.costs)]
+        self._roofline = Roofline(widths.costs, profile, dtype_of)
+        self._atoms = {
+            kernel: frozenset(atom for node in kernel.nodes for atom in widths.atoms_around(node))
+            for kernel in self._roofline.kernels
+        }
 
     def __call__(self, left: Left) -> float:
-        return self._seconds(left, self._kernels)
+        return self._seconds(left, self._atoms)
 
     def saved(self, group: Group, left: Left) -> float:
-        touched = [kernel for kernel in self._kernels if not kernel.atoms.isdisjoint(group.units)]
+        touched = [kernel for kernel, atoms in self._atoms.items() if not atoms.isdisjoint(group.units)]
         return self._seconds({}, touched) - self._seconds(left, touched)
 
-    def of_kernels(self, left: Left) -> Iterator[tuple[list[fx.Node], float]]:
+    def of_kernels(self, left: Left) -> Iterator[tuple[tuple[fx.Node, ...], float]]:
         """The nodes of each kernel, and its seconds."""
-        for kernel in self._kernels:
+        for kernel in self._atoms:
             yield kernel.nodes, self._seconds(left, [kernel])
 
-    def _seconds(self, left: Left, of: Iterable[_Kernel]) -> float:
+    def _seconds(self, left: Left, of: Iterable[Kernel]) -> float:
         exact = self._widths.shapes(Sizes(left))
         wasteful = self._widths.shapes(_Padded(left, self._along, self._multiple))
-        total = 0.0
-        for kernel in of:
-            arithmetic = sum(macs(node, wasteful) for node in kernel.multiplying) / kernel.rate
-            traffic = sum(math.prod(exact(node)) for node in kernel.moved) * kernel.item_bytes / self._bandwidth
-            total += max(arithmetic, traffic)
-        return total
-
-    def _kernel(self, nodes: list[fx.Node], profile: HardwareProfile, scheme: QuantizationScheme | None) -> _Kernel:
-        multiplying = [node for node in nodes if self._widths.costs.macs(node)]
-        integer = scheme is not None and any(scheme.find(node.target) is not None for node in multiplying)
-        dtype = "int8" if integer else float_dtype(profile)
-        rate = _gops(profile, dtype) * 1e9 / 2
-        around = frozenset(atom for node in nodes for atom in self._widths.atoms_around(node))
-        return _Kernel(nodes, rate, {"int8": 1, "fp16": 2}.get(dtype, 4), multiplying, [*self._moved(nodes)], around)
-
-    def _moved(self, nodes: list[fx.Node]) -> Iterator[fx.Node]:
-        read = {value for node in nodes for value in node.all_input_nodes} - {*nodes}
-        yield from (value for value in (*read, nodes[-1]) if self._widths.costs.shapes(value))
+        return sum(self._roofline.seconds(kernel, exact, wasteful) for kernel in of)
 
 
 class _Padded(Sizes):
@@ -148,8 +122,3 @@ class _Padded(Sizes):
         if size == dim.size or dim not in self._along:
             return size
         return min(-(-size // self._multiple) * self._multiple, dim.size)
-
-
-def _gops(profile: HardwareProfile, dtype: str) -> float:
-    rate = peak_gops(profile, dtype)
-    return rate.value if rate else min(rate.value for unit in profile.units for rate in unit.peak_gops.values())

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from planish.compiler.contracts import Situation
-from planish.compiler.cost import Costs
 from planish.compiler.hardware import HardwareProfile, peak_gops
 from planish.compiler.packing import stored_bytes
 from planish.compiler.program import Program
 from planish.compiler.roofline import estimate_latency
 from planish.compiler.shapes import ensure_shapes
+from planish.compiler.two_four import min_channels
 from planish.passes.sparsity.layers import Layer, choose, find_layers
 from planish.passes.sparsity.patterns import NOfM, Pattern
 
-WIDE = 256
-"""Channels from which users of TensorRT saw sparse kernels win.
-
-https://github.com/NVIDIA/TensorRT/issues/4065 and https://github.com/NVIDIA/TensorRT/issues/3849
-"""
 PAYS = 0.98
 """Share of the time that is left at most for a gain to be told from noise, as the judge has it."""
-BYTES = {"fp16": 2, "int8": 1}
-COMPRESSED = {"fp16": 9 / 16, "int8": 5 / 8}
-"""Bytes of a 2:4 weight over those of a dense one: half of the values, and two bits for the place of each."""
 TWO_FOUR = NOfM(2, 4)
 
 
@@ -40,44 +31,30 @@ def judgement(situation: Situation) -> tuple[bool, str]:
         return False, f"The profile of {profile.title} has no rates for {dtype} with and without 2:4 sparsity."
     ensure_shapes(situation.program)
     layers, _ = choose(find_layers(situation.program)[0], TWO_FOUR, (), 1)
-    wide = [layer for layer in layers if min(layer.inputs, layer.outputs) >= WIDE]
+    least = min_channels(profile)
+    wide = [layer for layer in layers if min(layer.inputs, layer.outputs) >= least]
     if not wide:
         widest = max((min(layer.inputs, layer.outputs) for layer in layers), default=0)
-        return False, f"2:4 kernels win from about {WIDE} channels; the widest layer that could be 2:4 has {widest}."
+        return False, f"2:4 kernels win from about {least} channels; the widest layer that could be 2:4 has {widest}."
     return _worth(situation, wide, dtype)
 
 
 def _worth(situation: Situation, wide: Sequence[Layer], dtype: str) -> tuple[bool, str]:
-    profile = situation.profile
-    dense = estimate_latency(situation.program, profile, dtype_of=lambda node: dtype).median_ms
-    costs = Costs(situation.program, batch=1)
-    saved = sum(_milliseconds(costs, profile, layer, dtype) for layer in wide)
-    share = (dense - saved) / dense
-    told = (
-        f"{len(wide)} layers of at least {WIDE} channels in 2:4 would take {dense:.3g} -> {dense - saved:.3g} ms "
-        f"({1 / share:.2f}x as fast) by the roofline in {dtype}"
+    program, profile = situation.program, situation.profile
+    products = {use.node for layer in wide for use in layer.uses}
+    before, after = (
+        estimate_latency(program, profile, dtype_of=lambda node: dtype, sparse=sparse).median_ms
+        for sparse in ((), products)
     )
-    if share >= PAYS:
+    told = (
+        f"{len(wide)} layers of at least {min_channels(profile)} channels in 2:4 would take {before:.3g} -> "
+        f"{after:.3g} ms ({before / after:.2f}x as fast) by the roofline in {dtype}"
+    )
+    if after / before >= PAYS:
         return False, f"{told}: no gain."
     if situation.budget.metric_drop is None:
         return False, f"{told}. It costs accuracy: give a metric and Budget(metric_drop=…), so that the loss is judged."
     return True, f"{told}."
-
-
-def _milliseconds(costs: Costs, profile: HardwareProfile, layer: Layer, dtype: str) -> float:
-    """What a layer saves at the most."""
-    dense, sparse = peak_gops(profile, dtype), peak_gops(profile, f"{dtype}_sparse")
-    assert dense is not None and sparse is not None
-    saved = 0.0
-    for use in layer.uses:
-        values = BYTES[dtype] * (math.prod(costs.shape(use.input)) + math.prod(costs.shape(use.node)))
-        weights = BYTES[dtype] * math.prod(layer.shape)
-        operations = 2 * costs.macs(use.node)
-        bandwidth = profile.memory.bandwidth_gb_s.value
-        before = max(operations / dense.value, (values + weights) / bandwidth)
-        after = max(operations / sparse.value, (values + COMPRESSED[dtype] * weights) / bandwidth)
-        saved += (before - after) / 1e6
-    return saved
 
 
 def gained(program: Program, pattern: Pattern, profile: HardwareProfile) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor, fx
 
 from planish.compiler.coupling.inference import arguments
 from planish.compiler.program import Program, op_name, source_module
+from planish.compiler.two_four import has_kernel
 from planish.passes.sparsity.patterns import NOfM, Pattern
 
 aten = torch.ops.aten
@@ -201,6 +202,5 @@ def _unfit_for_groups(layer: Layer, pattern: NOfM) -> Iterator[str]:
     if layer.kind == "transposed convolution" or layer.groups > 1:
         grouped = "convolutions with groups" if layer.groups > 1 else "transposed convolutions"
         yield f"no 2:4 kernel is known for {grouped}"
-    # https://developer.nvidia.com/blog/accelerating-inference-with-sparsity-using-ampere-and-tensorrt/
-    if layer.inputs % 16 or layer.outputs % 8:
+    if not has_kernel(layer.inputs, layer.outputs):
         yield f"2:4 kernels take 16n input and 8n output channels; it has {layer.inputs} and {layer.outputs}"

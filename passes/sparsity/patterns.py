@@ -84,27 +84,30 @@ Pattern = NOfM | Blocks
 
 
 def pattern_named(name: str, profile: HardwareProfile | None = None) -> Pattern:
-    """The pattern of an option: ``2:4``, ``unstructured``, ``block`` (a tile of the device's matrix units).
+    """The pattern of an option: ``2:4``, ``unstructured``, ``4x1`` (outputs by inputs), or ``block``, the device's own.
 
-    Raises UserError for an unknown name, and for blocks on a device whose profile states no channel alignment.
+    Raises UserError for an unknown name, and for ``block`` on a device whose profile states none.
     """
     if name == "unstructured":
         return Blocks()
     if name == "block":
         return Blocks() if profile is None else _tile(profile)
-    match = re.fullmatch(r"([1-9]\d*):([1-9]\d*)", name) if isinstance(name, str) else None
-    if match is None or int(match[1]) >= int(match[2]):
+    match = re.fullmatch(r"([1-9]\d*)([:x])([1-9]\d*)", name) if isinstance(name, str) else None
+    if match is not None and match[2] == "x":
+        return Blocks(int(match[1]), int(match[3]))
+    if match is None or int(match[1]) >= int(match[3]):
         raise UserError(
-            f'Give sparsify pattern="2:4" (or another N:M with N below M), "unstructured" or "block", not {name!r}.'
+            'Give sparsify pattern="2:4" (or another N:M with N below M), "unstructured", "block", or the size of '
+            f'blocks as "4x1", not {name!r}.'
         )
-    return NOfM(int(match[1]), int(match[2]))
+    return NOfM(int(match[1]), int(match[3]))
 
 
 def _tile(profile: HardwareProfile) -> Blocks:
-    sizes = {int(figure.value) for figure in profile.channel_alignment.values()}
-    if not sizes:
+    if profile.support.sparse_block is None:
         raise UserError(
-            f'Choose pattern="unstructured" for sparsify: the profile of {profile.title} states no channel_alignment, '
-            "which the size of blocks is taken from."
+            f'Give the size of blocks, outputs by inputs, as pattern="4x1": no kernel of {profile.title} is known that '
+            "skips blocks of zeros."
         )
-    return Blocks(max(sizes), max(sizes))
+    outputs, inputs = profile.support.sparse_block
+    return Blocks(int(outputs.value), int(inputs.value))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +10,9 @@ import torch
 
 from planish.compiler.inputs import Inputs
 from planish.compiler.program import Program
-from planish.compiler.verify import errors, worst_snr
+from planish.compiler.verify import compare, outputs_of, worst_snr
 from planish.passes.sparsity.criteria import kept_share, magnitude
-from planish.passes.sparsity.layers import choose, find_layers
+from planish.passes.sparsity.layers import Layer
 from planish.passes.sparsity.patterns import Pattern
 from planish.passes.sparsity.walk import replace_weight, weight_of
 
@@ -33,28 +33,28 @@ class Sensitivity:
 def sensitivities(
     program: Program,
     pattern: Pattern,
-    ratio: float,
+    shares: Mapping[Layer, float],
     batches: Sequence[Inputs],
     metric: Callable[[Callable[..., Any]], float] | None = None,
 ) -> list[Sensitivity]:
-    """One row a layer that can have ``pattern``, pruned by magnitude with all others dense, the worst first.
+    """One row a layer of ``shares``, pruned by magnitude with all others dense, the worst first.
 
     Args:
         program: the dense Program.
         pattern: which zeros are allowed.
-        ratio: share of zeros, where the pattern leaves it open.
+        shares: layers of ``program``, and their share of zeros, where the pattern leaves it open.
         batches: inputs on which the outputs are compared.
         metric: gets ``run(*inputs) -> outputs``; higher is better.
     """
     program = program.fork().eval()
-    chosen, _ = choose(find_layers(program)[0], pattern, (), 1)
+    expected = outputs_of(program, batches)
     found = []
-    for layer in chosen:
+    for layer, share in shares.items():
         matrix = layer.matrix(weight_of(program, layer))
-        pruned, keep = magnitude(matrix, None, pattern, ratio)
+        pruned, keep = magnitude(matrix, None, pattern, share)
         alone = program.fork()
         replace_weight(alone, layer, layer.weight(pruned))
-        snr = worst_snr(errors(program, alone, batches))
+        snr = worst_snr(compare(expected, outputs_of(alone, batches)))
         with torch.no_grad():
             scored = float(metric(alone)) if metric is not None else None
         found.append(Sensitivity(layer.name, kept_share(matrix, keep), snr, scored))

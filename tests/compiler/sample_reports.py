@@ -51,6 +51,7 @@ def steps(source: str) -> st.SearchStrategy[Step]:
         seconds=times,
         peak_memory_mb=times,
         decisions=st.lists(decisions, max_size=20),
+        notes=st.lists(sentences, max_size=3),
     )
 
 

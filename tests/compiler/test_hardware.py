@@ -189,6 +189,25 @@ def test_several_problems_are_listed_one_a_line_from_top_to_bottom(tmp_path: Pat
             "channel_alignment.fp32",
             "whole number of channels",
         ),
+        (
+            "dynamic_shapes = true",
+            "dynamic_shapes = true\nsparse_min_channels = { value = 2.5, estimated = true }",
+            "support.sparse_min_channels",
+            "whole number of channels",
+        ),
+        (
+            "dynamic_shapes = true",
+            "dynamic_shapes = true\n"
+            "sparse_block = [{ value = 1, estimated = true }, { value = 0.5, estimated = true }]",
+            "support.sparse_block",
+            "whole number of channels",
+        ),
+        (
+            "[channel_alignment]",
+            "[kernel_overhead_us]\nint9 = { value = 1, estimated = true }\n[channel_alignment]",
+            "kernel_overhead_us.int9",
+            "did you mean 'int8'",
+        ),
         ('backend = "tensorrt"', 'backend = "Tensor RT"', "backend", "write it like"),
         ('name = "board"', 'name = "My Board"', "name", "write it like 'jetson-orin-nx-16'"),
         ("dynamic_shapes = true", 'dynamic_shapes = "yes"', "support.dynamic_shapes", "write true or false"),
@@ -212,6 +231,14 @@ def test_each_rule_names_the_field_and_says_what_to_write(
 def test_an_alignment_for_an_unsupported_dtype_is_a_problem(tmp_path: Path) -> None:
     message = problems(tmp_path, ("int8 = { value = 32,", "bf16 = { value = 32,"))
     assert "channel_alignment.bf16: 'bf16' is not in support.dtypes" in message
+
+
+def test_a_width_for_two_four_kernels_where_there_are_none_is_a_problem(tmp_path: Path) -> None:
+    least = "sparse_min_channels = { value = 256, estimated = true }\n"
+    message = problems(
+        tmp_path, ('sparsity = ["2:4"]\n', least), ("int8_sparse = { value = 16000, estimated = true }\n", "")
+    )
+    assert "support.sparse_min_channels: it is about 2:4 kernels, and support.sparsity has no 2:4" in message
 
 
 def test_int8_without_a_quantization_scheme_is_a_problem(tmp_path: Path) -> None:

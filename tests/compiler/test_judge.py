@@ -12,7 +12,8 @@ from planish.compiler.errors import UserError
 from planish.compiler.inputs import Inputs
 from planish.compiler.judge import Judgement, probes
 from planish.compiler.plan import PlannedPass
-from planish.compiler.program import Program
+from planish.compiler.plugins import registry
+from planish.compiler.program import Program, set_tensor
 from planish.compiler.trace import trace
 from tests.compiler.fakes import FakeBackend, Scale, context_of, judge_of, scaled
 
@@ -150,6 +151,24 @@ def test_a_device_that_cannot_be_timed_here_is_judged_by_estimates_that_say_so(
         assert figures.latency is not None and figures.latency.source == "estimated"
         assert "roofline" in figures.latency.how
     assert "ms estimated" in found.verdict and "measured" not in found.verdict
+
+
+@pytest.mark.parametrize(("target", "outcome"), [("jetson-orin", "kept"), ("jetson-agx-xavier", "undone")])
+def test_zeros_in_two_four_pay_on_an_absent_device_that_computes_with_them(
+    target: str, outcome: str, tmp_path: Path
+) -> None:
+    dense = trace(nn.Sequential(nn.Linear(512, 512)), Inputs((torch.randn(2, 512),)))
+    sparse = dense.fork()
+    (weight, *_) = [node for node in sparse.graph.nodes if str(node.target) == "0.weight"]
+    tensor = sparse.tensor(weight)
+    assert tensor is not None
+    set_tensor(sparse.graph_module, "0.weight", nn.Parameter(tensor.detach() * (torch.arange(512) % 4 < 2)))
+    judge = judge_of(FakeBackend(timed=False), dense, tmp_path)
+    judge.profile = registry().find_profile(target)
+    found = judge.compare(judge.baseline(dense), sparse, PlannedPass(Scale(), "why"))
+    assert found.outcome == outcome
+    assert found.after.latency is not None
+    assert ("2:4 weights at the sparse rate" in found.after.latency.how) == (outcome == "kept")
 
 
 def test_the_error_of_a_pass_is_the_distance_of_its_program_from_the_one_before(

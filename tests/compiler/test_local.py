@@ -6,14 +6,19 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
+from torch import nn
 
 from planish.compiler import local
 from planish.compiler.errors import UserError
 from planish.compiler.hardware import HardwareProfile, Host, figures
 from planish.compiler.host import cpu_flags, not_this_machine
+from planish.compiler.inputs import Inputs
 from planish.compiler.local import closest_relative, local_profile
 from planish.compiler.plugins import registry
+from planish.compiler.roofline import estimate_latency
 from planish.compiler.targets import find_profile
+from planish.compiler.trace import trace
 from tests.compiler.fakes import vnni
 
 
@@ -55,6 +60,42 @@ def test_measured_figures_say_so_and_are_plausible(own_cache: Path) -> None:
     assert 1 < unit.peak_gops["fp32"].value < 1e6
     assert all(figure.source is None for where, figure in figures(profile) if where[0] in ("units", "memory"))
     assert set(profile.support.dtypes) == set(unit.peak_gops)
+
+
+@needs_relative
+def test_overheads_and_what_narrow_layers_lose_are_measured(own_cache: Path) -> None:
+    profile = local_profile()
+    for table in (profile.kernel_overhead_us, profile.half_rate_channels):
+        assert table and table.keys() <= set(profile.support.dtypes)
+        assert all(figure.measured for figure in table.values())
+    assert all(0.01 < figure.value < 1000 for figure in profile.kernel_overhead_us.values())
+
+
+class Convolutions(nn.Sequential):
+    def __init__(self, count: int, channels: int) -> None:
+        super().__init__(*(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(count)))
+
+
+@needs_relative
+@pytest.mark.slow
+def test_estimates_order_nets_of_equal_macs_as_their_times_do(own_cache: Path, tmp_path: Path) -> None:
+    """One layer of 128 channels, and as many of 16 as have the same MACs: their times are far apart."""
+    profile = local_profile()
+    backend = registry().find_backend(profile.backend)
+    programs = [
+        trace(Convolutions(count, channels).eval(), Inputs((torch.randn(2, channels, 4, 4),)))
+        for count, channels in ((1, 128), (64, 16))
+    ]
+    times = []
+    for channels, program in zip((128, 16), programs, strict=True):
+        folder = tmp_path / str(channels)
+        folder.mkdir()
+        backend.lower(program, profile, folder)
+        times.append(backend.time([folder], profile, [torch.randn(1, channels, 4, 4)])[0].median_ms)
+    estimates = [estimate_latency(program, profile).median_ms for program in programs]
+    measured, estimated = times[1] / times[0], estimates[1] / estimates[0]
+    assert measured > 1.5, "the example tells nothing here"
+    assert estimated > 1 and 1 / 4 < estimated / measured < 4
 
 
 @needs_relative

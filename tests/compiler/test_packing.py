@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import json
+import math
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -41,10 +44,45 @@ def test_packed_tensors_come_back(share: float, rows: int, columns: int, dtype: 
     assert all(BELOW * tensors[name].nbytes > stored_bytes(tensors[name]) for name in shapes)
 
 
-def test_nine_of_ten_zeros_take_a_tenth_of_the_values_and_a_bit_each() -> None:
-    tensor = torch.cat([torch.zeros(9000), torch.ones(1000)])
-    assert stored_bytes(tensor) == 4 * 1000 + 10000 / 8
-    assert stored_bytes(torch.ones(10000)) == 40000
+def entropy(share: float) -> float:
+    """Bits that say of one place whether it is among the ``share``, at the least."""
+    return -share * math.log2(share) - (1 - share) * math.log2(1 - share)
+
+
+@pytest.mark.parametrize("share", [0.05, 0.1, 0.3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int8])
+def test_places_take_little_more_than_their_entropy(share: float, dtype: torch.dtype) -> None:
+    tensor = torch.zeros(400_000, dtype=dtype)
+    tensor[torch.randperm(len(tensor))[: round(share * len(tensor))]] = 1
+    places = stored_bytes(tensor) - share * tensor.nbytes
+    assert 0.99 < 8 * places / (len(tensor) * entropy(share)) < 1.1
+    assert stored_bytes(torch.ones(10000, dtype=dtype)) == 10000 * dtype.itemsize
+
+
+def test_two_of_four_take_half_of_the_values_and_two_thirds_of_a_bit_each() -> None:
+    order = torch.rand(100_000, 4).argsort(1)
+    tensor = torch.where(order < 2, 1.0, 0.0).flatten()
+    places = stored_bytes(tensor) - tensor.nbytes / 2
+    assert math.log2(6) / 4 <= 8 * places / len(tensor) < 0.7
+
+
+def test_bits_that_do_not_compress_are_stored_as_they_are_and_so_are_those_of_old_archives() -> None:
+    tensor = torch.where(torch.rand(20_000) < 0.5, 0.0, 1.0)
+    stored, _ = packed({"x": tensor})
+    raw = torch.from_numpy(np.packbits(tensor.numpy() != 0))
+    assert torch.equal(stored["bits/x"], raw)
+    thin = torch.zeros(20_000)
+    thin[7] = 1
+    old = {"x": torch.ones(1), "bits/x": torch.from_numpy(np.packbits(thin.numpy() != 0))}
+    assert torch.equal(unpacked(old, {"x": [20_000]})["x"], thin)
+
+
+def test_bits_that_would_fill_the_memory_are_refused() -> None:
+    bomb = torch.from_numpy(np.frombuffer(zlib.compress(bytes(1 << 24)), np.uint8).copy())
+    with pytest.raises(UserError, match="bits of a packed tensor do not fit its shape"):
+        unpacked({"x": torch.ones(1), "bits/x": bomb}, {"x": [8 * len(bomb) + 80]})
+    with pytest.raises(UserError, match="cannot be read"):
+        unpacked({"x": torch.ones(1), "bits/x": torch.arange(9, dtype=torch.uint8)}, {"x": [1000]})
 
 
 def test_values_that_are_no_numbers_stay_and_negative_zeros_become_positive() -> None:

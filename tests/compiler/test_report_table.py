@@ -37,7 +37,8 @@ def test_any_report_fits_the_width_and_has_every_note_and_verdict(report: Report
     text = as_text(report, width)
     assert all(cell_len(line) <= width for line in text.splitlines())
     told = squeezed(text)
-    for sentence in [*report.notes, *report.not_planned.values()]:
+    of_steps = [note for step in report.steps for note in step.notes]
+    for sentence in [*report.notes, *of_steps, *report.not_planned.values()]:
         assert squeezed(sentence) in told
     for one in report.steps:
         assert squeezed(f"{one.reason} {one.verdict}") in told

@@ -11,9 +11,10 @@ from torch import nn
 from planish.compiler.cost import totals
 from planish.compiler.coupling.cut import cut
 from planish.compiler.coupling.groups import Coupling, Group, couple
+from planish.compiler.coupling.sizes import Left
 from planish.compiler.inputs import Inputs
 from planish.compiler.trace import trace
-from planish.compiler.widths import Left, Widths
+from planish.compiler.widths import Widths
 from tests.compiler.coupling.nets import nets
 
 NETS = {family.name: family for family in nets()}

@@ -15,7 +15,9 @@ FILES = sorted((Path(__file__).parents[2] / "hwprofiles").glob("*.toml"))
 
 KEY = re.compile(r"([a-z0-9_]+) = ")
 # Tables whose keys are free (dtypes, program names, source names) and not fields.
-FREE_KEYS = ("[units.peak_gops]", "[channel_alignment]", "[sources]")
+FREE_KEYS = (
+    "[units.peak_gops]", "[channel_alignment]", "[kernel_overhead_us]", "[half_rate_channels]", "[sources]",
+)  # fmt: skip
 OPTIONAL = {
     "aliases",
     "notes",
@@ -24,6 +26,7 @@ OPTIONAL = {
     "weight_only",
     "sparsity",
     "min_channels",
+    "sparse_min_channels",
     "opset",
     "versions",
 }

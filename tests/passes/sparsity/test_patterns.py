@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from planish.compiler.errors import UserError
+from planish.compiler.hardware import Figure
 from planish.compiler.plugins import registry
 from planish.passes.sparsity.patterns import Blocks, NOfM, pattern_named
 
@@ -71,19 +72,17 @@ def test_kernels_for_two_four_run_what_leaves_at_most_two_of_four(kept: int, gro
     assert NOfM(kept, group).is_two_four == runs
 
 
-def test_a_block_is_a_tile_of_the_devices_channel_alignment() -> None:
+def test_a_block_is_what_the_kernels_of_the_device_skip_or_as_large_as_the_user_says() -> None:
     profile = registry().find_profile("x86-avx512-vnni")
-    alignment = max(int(figure.value) for figure in profile.channel_alignment.values())
-    assert pattern_named("block", profile) == Blocks(alignment, alignment)
-
-
-def test_blocks_are_refused_where_the_profile_states_no_alignment() -> None:
-    profile = registry().find_profile("x86-avx512-vnni").model_copy(update={"channel_alignment": {}})
-    with pytest.raises(UserError, match=r'Choose pattern="unstructured" .* states no channel_alignment'):
+    size = (Figure(value=1, estimated=True), Figure(value=4, estimated=True))
+    able = profile.model_copy(update={"support": profile.support.model_copy(update={"sparse_block": size})})
+    assert pattern_named("block", able) == Blocks(1, 4)
+    assert pattern_named("16x8", profile) == Blocks(16, 8) and str(Blocks(16, 8)) == "blocks of 16x8"
+    with pytest.raises(UserError, match=r'pattern="4x1": no kernel of x86-64 .* skips blocks'):
         pattern_named("block", profile)
 
 
-@pytest.mark.parametrize("name", ["4:2", "4:4", "0:4", "2-4", "", 24])
+@pytest.mark.parametrize("name", ["4:2", "4:4", "0:4", "2-4", "0x4", "4x", "", 24])
 def test_an_unknown_pattern_is_told_with_the_choices(name: str) -> None:
-    with pytest.raises(UserError, match=r'pattern="2:4" .*"unstructured" or "block"'):
+    with pytest.raises(UserError, match=r'pattern="2:4" .*"unstructured", "block", or .* "4x1"'):
         pattern_named(name)
