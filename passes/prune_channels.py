@@ -15,7 +15,7 @@ from planish.compiler.program import Program
 from planish.passes.pruning.criteria import CRITERIA, OwnCriterion
 from planish.passes.pruning.measures import MEASURES
 from planish.passes.pruning.names import check_names, keeping
-from planish.passes.pruning.proposal import propose
+from planish.passes.pruning.proposal import propose_channels
 from planish.passes.pruning.schedules import Gradual, GroupLasso, Penalty
 from planish.passes.pruning.selection import select
 from planish.passes.pruning.sensitivity import measure_sensitivity
@@ -92,7 +92,7 @@ class PruneChannels(Pass):
 
     @classmethod
     def propose(cls, situation: Situation) -> Proposal:
-        return propose(cls, situation)
+        return propose_channels(cls, situation)
 
     def run(self, program: Program, context: Context) -> Program:
         if self.before is not None or self.schedule is not None:

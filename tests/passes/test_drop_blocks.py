@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -10,16 +11,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from planish.compiler.calibration import Calibration
-from planish.compiler.contracts import Context
+from planish.compiler.contracts import Budget, Context, Situation
 from planish.compiler.cost import totals
 from planish.compiler.coupling.groups import couple
 from planish.compiler.errors import UserError
+from planish.compiler.hardware import Figure, HardwareProfile
 from planish.compiler.inputs import Inputs
 from planish.compiler.program import Program
 from planish.compiler.rules import verify
 from planish.compiler.training_data import TrainingData
+from planish.compiler.widths import Widths
 from planish.passes.drop_blocks import DropBlocks
+from planish.passes.prune_channels import PruneChannels
 from planish.passes.pruning.blocks import find_blocks
+from planish.passes.pruning.measures import EstimatedLatency
 from planish.passes.training.settings import Training
 from tests.backends.to_onnx.family_base import Function
 from tests.passes.nets import profile, traced
@@ -151,6 +156,19 @@ def test_the_block_that_changes_least_goes_and_the_others_compute_on() -> None:
     assert told.notes[0].startswith("Removed 3")
 
 
+def test_a_block_is_looked_at_again_once_others_are_gone() -> None:
+    """The third undoes the first: alone it matters most, without the first it is what should go next."""
+    torch.manual_seed(0)
+    branch = Residual(8, 0.0)
+    blocks = [copy.deepcopy(branch) for _ in range(3)]
+    for block, gain in zip(blocks, (0.01, 0.0105, -0.011), strict=True):
+        block.gain = gain
+    x = torch.randn(16, 8)
+    told = context(x)
+    DropBlocks(ratio=0.5, of="macs").run(traced(nn.Sequential(*blocks), x), told)
+    assert [decision.outcome for decision in told.decisions] == ["dropped", "stays", "dropped"]
+
+
 def test_neighbouring_blocks_can_all_go() -> None:
     program, x = stack(1.0, 1.0, 1.0)
     pruned = DropBlocks(ratio=0.9, of="macs").run(program, context(x))
@@ -186,6 +204,47 @@ def test_what_is_left_can_be_trained() -> None:
     told.train = TrainingData([(x, torch.randint(3, (16,)))])
     DropBlocks(ratio=0.3, of="macs", training=Training(steps=2)).run(program, told)
     assert any(note.startswith("Trained") for note in told.notes)
+
+
+# ---------------------------------------------------------------------- proposals
+
+
+def situation(share: float, trains: bool = True) -> Situation:
+    """Eight residual blocks, the time of whose kernels hardly depends on their width, and so much of it to spend."""
+    program, _ = stack(*[1.0] * 8)
+    slow = {"fp32": Figure(value=50.0, measured=True)}
+    device = profile().model_copy(update={"kernel_overhead_us": slow})
+    return Situation(program, device, None, Budget(latency_ms=share * milliseconds(program, device)), trains)
+
+
+def milliseconds(program: Program, device: HardwareProfile) -> float:
+    return 1e3 * EstimatedLatency(Widths(couple(program)), device, None, 1)({})
+
+
+def test_what_narrower_layers_do_not_reach_blocks_have_to_give() -> None:
+    asked = situation(0.5)
+    proposal = DropBlocks.propose(asked)
+    assert proposal is not None and "half of all channels leave" in proposal.reason
+    drop = proposal.compression
+    assert isinstance(drop, DropBlocks) and drop.of == "latency" and 0.45 < drop.ratio < 0.55
+    told = Context(asked.profile, None, Calibration([Inputs((torch.randn(16, 6),))], "given"))
+    shallow = drop.run(asked.program, told)
+    assert milliseconds(shallow, asked.profile) <= 1.01 * (asked.budget.latency_ms or 0)
+    narrow = PruneChannels.propose(asked)
+    assert narrow.compression is None or narrow.compression.options()["ratio"] < 0.1
+
+
+def test_blocks_stay_where_the_budget_is_met_or_nothing_trains() -> None:
+    assert DropBlocks.propose(situation(1.1)) is None
+    assert DropBlocks.propose(situation(0.5, trains=False)) is None
+
+
+def test_what_blocks_do_not_give_is_left_to_channels() -> None:
+    asked = situation(0.05)
+    deep, narrow = DropBlocks.propose(asked), PruneChannels.propose(asked)
+    assert deep is not None and isinstance(deep.compression, DropBlocks)
+    assert deep.compression.ratio < 0.8
+    assert narrow.compression is None and narrow.reason.startswith("The budget is")
 
 
 # ---------------------------------------------------------------------- bad input

@@ -16,7 +16,7 @@ from planish.compiler.trace import trace
 from tests.compiler.coupling.oracle import enliven, judge, some_of_all
 from tests.compiler.coupling.random_nets import IMAGE_OPS, SEQUENCE_OPS, Step, image_net, sequence_net, steps
 
-FEW, MANY = 8, 60
+FEW, MANY = 8, 25
 
 
 def check(net: nn.Module, draw: Callable[[int], Tensor]) -> None:
