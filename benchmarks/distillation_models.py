@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+from benchmarks.sparsity_data import Sentences
 from benchmarks.zoo_cases import zoo
 from planish.compiler.report import write_atomically
 
@@ -62,61 +62,63 @@ def mnist_net(*hidden: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Linear(sizes[-1], 10))
 
 
+def small_convolutions() -> nn.Sequential:
+    """784 pixels to 10 digits, in 11,018 parameters."""
+    torch.manual_seed(0)
+    layers: list[nn.Module] = [nn.Unflatten(1, (1, 28, 28))]
+    for inputs, outputs in ((1, 8), (8, 16), (16, 32)):
+        layers += [nn.Conv2d(inputs, outputs, 3, 2, 1), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(512, 10))
+
+
 # ---------------------------------------------------------------------- sentences
 
 
 def sentences(source: ModuleType) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], int]:
-    """SST-2 as numbers of words, 0 behind the end: (train, labels), (dev, labels), and how many words there are."""
+    """SST-2 in numbers: (train, labels), (dev, labels), and how many words there are.
+
+    Each row is the place of its sentence among all, train before dev, then its words, 0 behind the end.
+    """
     train, dev = source.sst2("train"), source.sst2("dev")
     counts = Counter(word for text, _ in train for word in text.split())
     numbers = {word: number for number, (word, _) in enumerate(counts.most_common(WORDS), 2)}
 
-    def encoded(rows: list[tuple[str, int]]) -> tuple[Tensor, Tensor]:
-        ids = torch.zeros(len(rows), LENGTH, dtype=torch.int64)
+    def encoded(rows: list[tuple[str, int]], first: int) -> tuple[Tensor, Tensor]:
+        ids = torch.zeros(len(rows), 1 + LENGTH, dtype=torch.int64)
         for row, (text, _) in enumerate(rows):
             found = [numbers.get(word, 1) for word in text.split()[:LENGTH]]
-            ids[row, : len(found)] = torch.tensor(found)
+            ids[row, : 1 + len(found)] = torch.tensor([first + row, *found])
         return ids, torch.tensor([label for _, label in rows])
 
-    return encoded(train), encoded(dev), len(numbers) + 2
+    return encoded(train, 0), encoded(dev, len(train)), len(numbers) + 2
 
 
-def _pooled(tokens: Tensor, ids: Tensor) -> Tensor:
-    """The mean over the words."""
-    there = (ids != 0).unsqueeze(2).to(tokens.dtype)
-    return (tokens * there).sum(1) / there.sum(1).clamp_min(1.0)
+def embeddings(source: ModuleType, weights: Path) -> Tensor:
+    """What MiniLM makes of all sentences of SST-2, train before dev: [sentences, 384]."""
+    from tokenizers import Tokenizer
+
+    texts = [text for part in ("train", "dev") for text, _ in source.sst2(part)]
+    tokenizer = Tokenizer.from_file(str(weights.with_name("tokenizer.json")))
+    tokenizer.no_padding()
+    read, model = Sentences(tokenizer, []), source.minilm(weights).eval()
+    found = torch.zeros(len(texts), 384)
+    by_length = sorted(range(len(texts)), key=lambda row: len(texts[row]))  # little padding
+    with torch.no_grad():
+        for start in range(0, len(texts), 64):
+            rows = by_length[start : start + 64]
+            found[rows] = model(*read.tokens([texts[row] for row in rows]))
+    return found
 
 
-class Layer(nn.Module):
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
+class Embedded(nn.Module):
+    """A classifier of embeddings that lie in a table: the row of each sentence stands before its words."""
+
+    def __init__(self, embeddings: Tensor) -> None:
         super().__init__()
-        self.heads, self.dropout = heads, nn.Dropout(dropout)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.first, self.second = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.wide, self.narrow = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor, there: Tensor) -> Tensor:
-        parts = self.qkv(self.first(x)).chunk(3, -1)
-        query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
-        attended = F.scaled_dot_product_attention(query, key, value, there[:, None, None])
-        x = x + self.dropout(self.out(attended.transpose(1, 2).flatten(2)))
-        result: Tensor = x + self.dropout(self.narrow(F.gelu(self.wide(self.second(x)))))
-        return result
-
-
-class Transformer(nn.Module):
-    def __init__(self, words: int, width: int = 128, heads: int = 4, layers: int = 2, dropout: float = 0.3) -> None:
-        super().__init__()
-        self.table, self.places = nn.Embedding(words, width), nn.Parameter(0.02 * torch.randn(LENGTH, width))
-        self.layers = nn.ModuleList(Layer(width, heads, dropout) for _ in range(layers))
-        self.dropout, self.head = nn.Dropout(dropout), nn.Linear(width, 2)
+        self.table, self.head = nn.Embedding.from_pretrained(embeddings), nn.Linear(embeddings.shape[1], 2)
 
     def forward(self, ids: Tensor) -> Tensor:
-        x = self.dropout(self.table(ids) + self.places)
-        there = ids != 0
-        for layer in self.layers:
-            x = layer(x, there)
-        result: Tensor = self.head(_pooled(x, ids))
+        result: Tensor = self.head(self.table(ids[:, 0]))
         return result
 
 
@@ -127,11 +129,14 @@ class Recurrent(nn.Module):
         super().__init__()
         self.table, self.dropout = nn.Embedding(words, width), nn.Dropout(0.3)
         self.rnn = nn.LSTM(width, width, batch_first=True, bidirectional=True)
-        self.head = nn.Linear(2 * width, 2)
+        self.pooled, self.head = nn.Dropout(0.3), nn.Linear(2 * width, 2)
 
     def forward(self, ids: Tensor) -> Tensor:
-        tokens, _ = self.rnn(self.dropout(self.table(ids)))
-        result: Tensor = self.head(self.dropout(_pooled(tokens, ids)))
+        words = ids[:, 1:]
+        tokens, _ = self.rnn(self.dropout(self.table(words)))
+        there = (words != 0).unsqueeze(2).to(tokens.dtype)
+        pooled = self.pooled((tokens * there).sum(1) / there.sum(1).clamp_min(1.0))
+        result: Tensor = self.head(pooled)
         return result
 
 

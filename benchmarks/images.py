@@ -17,13 +17,11 @@ BATCH = 128
 class Augmented:
     """Batches of (images [128, 3, 32, 32], labels), mirrored and shifted anew in every epoch (arXiv:1512.03385).
 
-    ``blended``: each batch is mixed with itself as well, for a teacher to answer: the labels are those of neither.
     ``batches``: fewer an epoch, for a smoke test.
     """
 
     images: Tensor
     labels: Tensor
-    blended: bool = False
     batches: int | None = None
 
     def __len__(self) -> int:
@@ -32,8 +30,7 @@ class Augmented:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         order = torch.randperm(len(self.images))
         for rows in order[: len(self) * BATCH].split(BATCH):
-            images = shifted(self.images[rows])
-            yield (blend(images) if self.blended else images), self.labels[rows]
+            yield shifted(self.images[rows]), self.labels[rows]
 
 
 def shifted(images: Tensor) -> Tensor:
@@ -45,22 +42,6 @@ def shifted(images: Tensor) -> Tensor:
     columns = (shifts[:, 1:] + torch.arange(32))[:, None, :]
     picked: Tensor = padded.permute(0, 2, 3, 1)[torch.arange(len(images))[:, None, None], rows, columns]
     return picked.permute(0, 3, 1, 2).contiguous()
-
-
-def blend(images: Tensor) -> Tensor:
-    """Mixup (arXiv:1710.09412) or CutMix (arXiv:1905.04899), either for half of the batches.
-
-    What a teacher says of mixtures tells more than what it says of images it was trained on (arXiv:2106.05237).
-    """
-    others = images[torch.randperm(len(images))]
-    if torch.rand(()) < 0.5:
-        share = torch.rand(len(images), 1, 1, 1)
-        return share * images + (1 - share) * others
-    side = int(32 * torch.rand(()).sqrt())
-    top, left = (int(torch.randint(33 - side, ())) for _ in range(2))
-    window = torch.zeros(32, 32, dtype=torch.bool)
-    window[top : top + side, left : left + side] = True
-    return torch.where(window, others, images)
 
 
 def top1(run: Any, images: Tensor, labels: Tensor) -> float:

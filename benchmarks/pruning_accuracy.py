@@ -75,13 +75,16 @@ def recovered(
     prune = planish.PruneChannels(
         ratio=1 - 1 / speedup, criterion=criterion, scope=scope, granularity=granularity, samples=1024
     )
-    training = planish.Training(minutes=minutes, learning_rate=0.02, warmup=0.02, checkpoint=checkpoint)
+    training = planish.Training(
+        minutes=minutes, learning_rate=0.05, warmup=0.03, averaging=0.998, checkpoint=checkpoint
+    )
+    losses = [planish.SoftTargets(temperature=4.0)]
     result = planish.compile(
         model,
         target=TARGET,
         example_inputs=(data.images[:2],),
         train=data,
-        passes=[planish.Distill(inner=prune, training=training, diagnosis=False)],
+        passes=[planish.Distill(losses=losses, blended=True, inner=[prune], training=training, diagnosis=False)],
     )
     before, after = result.report.baseline, result.report.result
     assert before is not None and after is not None and before.latency is not None and after.latency is not None

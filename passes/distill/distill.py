@@ -34,6 +34,8 @@ class Distill(Pass):
     ``mixing``: of several teachers: ``mean``, ``confidence`` (row by row, arXiv:2201.00007), or a weight for each.
     ``curriculum``: share of the training that begins with the rows which the teacher finds easy (half of each batch)
     and ends with all of them.
+    ``blended``: the rows of each batch are mixed with each other, and the teacher is asked about the mixtures
+    (``blend.py``), which have no labels. Worth most where there is little data.
     ``cache``: folder in which the teacher's outputs are kept, so that each row is computed once.
     ``cache_top_k``: only so many classes of each row of scores are kept.
     ``diagnosis``: whether to look, before training, at what the teacher is worth on the data; in the Report.
@@ -48,6 +50,7 @@ class Distill(Pass):
     training: Training = field(default_factory=lambda: Training(epochs=10))
     mixing: str | tuple[float, ...] = "mean"
     curriculum: float | None = None
+    blended: bool = False
     cache: str | None = None
     cache_top_k: int | None = None
     diagnosis: bool = True
@@ -70,10 +73,20 @@ class Distill(Pass):
                 raise UserError(f"Pass passes in Distill(inner=…); got {inner!r}.")
         if not any(loss.weight for loss in self.losses):
             raise UserError("Give Distill(losses=…) at least one loss with a weight above 0.")
+        if self.blended:
+            self._demand_no_labels()
         if isinstance(self.mixing, str) and self.mixing not in ("mean", "confidence"):
             raise UserError(f"Give Distill(mixing=…) 'mean', 'confidence' or weights, not {self.mixing!r}.")
         if self.curriculum is not None and not 0 < self.curriculum <= 1:
             raise UserError(f"Give Distill(curriculum=…) a share above 0 and up to 1, not {self.curriculum!r}.")
+
+    def _demand_no_labels(self) -> None:
+        for loss in self.losses:
+            if loss.weight and loss.reads_labels:
+                raise UserError(f"Leave {type(loss).__name__} out of Distill(blended=True): mixtures have no labels.")
+        if self.cache is not None or self.curriculum is not None:
+            name = "cache" if self.cache is not None else "curriculum"
+            raise UserError(f"Leave {name} out of Distill(blended=True): every mixture is seen once.")
 
     @classmethod
     def propose(cls, situation: Situation) -> Proposal | None:

@@ -38,6 +38,11 @@ class Loss(ABC):
 
     needs_teacher: ClassVar[bool] = True
 
+    @property
+    def reads_labels(self) -> bool:
+        """Whether it means nothing without the labels of the data."""
+        return False
+
     def __post_init__(self) -> None:
         self.demand("weight", self.weight >= 0, "at least 0")
 
@@ -75,6 +80,10 @@ class HardLabels(OutputLoss):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.demand("source", self.source in ("data", "teacher"), "'data' or 'teacher'")
+
+    @property
+    def reads_labels(self) -> bool:
+        return self.source == "data"
 
     def value(self, seen: Seen) -> Tensor:
         if self.source == "data":
@@ -136,6 +145,10 @@ class Decoupled(OutputLoss):
     target: float = 1.0
     others: float = 8.0
     ignored: int = IGNORED
+
+    @property
+    def reads_labels(self) -> bool:
+        return True
 
     def value(self, seen: Seen) -> Tensor:
         losses = []

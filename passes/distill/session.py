@@ -10,6 +10,7 @@ from planish.compiler.contracts import Context
 from planish.compiler.errors import UserError
 from planish.compiler.program import Program
 from planish.compiler.training_data import Batch
+from planish.passes.distill.blend import blended
 from planish.passes.distill.cache import AnyTeacher, CachedTeacher
 from planish.passes.distill.diagnosis import diagnose
 from planish.passes.distill.losses import HardLabels
@@ -75,7 +76,7 @@ class Session:
         trained = fit(
             student, self.data, lessons, training, penalty=penalty, after_step=after, seed=context.seed,
             metric=metric if not lessons.points or metric is None else lambda run: metric(_first_of(run)),
-            progress=context.progress,
+            progress=context.progress, prepare=blended if self.settings.blended else None,
         )  # fmt: skip
         if not lessons.points:
             return trained

@@ -14,7 +14,7 @@ from planish.compiler.progress import Stages, stages
 from planish.compiler.training_data import TrainingData
 from planish.passes.training.history import History
 from planish.passes.training.model import Objective, Penalty, TrainedModel, computes_bf16, move, set_training
-from planish.passes.training.run import AfterStep, Metric, Run
+from planish.passes.training.run import AfterStep, Metric, Prepare, Run
 from planish.passes.training.settings import Training
 from planish.passes.training.streams import generators_kept
 
@@ -35,6 +35,7 @@ def fit(
     metric: Metric | None = None,
     penalty: Penalty | None = None,
     after_step: AfterStep | None = None,
+    prepare: Prepare | None = None,
     seed: int = 0,
     progress: Stages | None = None,
 ) -> Trained:
@@ -50,6 +51,7 @@ def fit(
         penalty: loss terms of the weights, from the Program in training.
         after_step: called with the Program in training and the share of the training that is done (0..1), after
             every step. It writes into tensors in place, and depends on nothing else (see ``masked``).
+        prepare: what is made of each batch before model and objective see it; it draws from torch alone.
         seed: for all that is drawn, where ``training`` has none.
         progress: display of the compilation; one of its own if left out.
 
@@ -66,7 +68,7 @@ def fit(
         model = _model(program, objective, penalty, training.precision, accelerator.device)
         set_training(model.program, training.frozen_statistics)
         own_seed = seed if training.seed is None else training.seed
-        run = Run(model, data, training, accelerator, own_seed, metric, after_step, shown)
+        run = Run(model, data, training, accelerator, own_seed, metric, after_step, prepare, shown)
         run.to_the_end()
         return Trained(run.result(), run.history)
 

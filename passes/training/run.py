@@ -30,6 +30,7 @@ from planish.passes.training.weights import Average, Tensors, copied, put, tenso
 
 Metric = Callable[[Callable[..., Any]], float]
 AfterStep = Callable[[Program, float], None]
+Prepare = Callable[[Batch], Batch]
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
 SECONDS_BETWEEN_MESSAGES = 0.25
 
@@ -39,10 +40,11 @@ class Run:
 
     def __init__(
         self, model: TrainedModel, data: TrainingData, training: Training, accelerator: Accelerator, seed: int,
-        metric: Metric | None, after_step: AfterStep | None, progress: Stages,
+        metric: Metric | None, after_step: AfterStep | None, prepare: Prepare | None, progress: Stages,
     ) -> None:  # fmt: skip
         self.parts, self.data, self.training, self.accelerator, self.seed = model, data, training, accelerator, seed
         self.metric, self.after_step, self.progress = metric, after_step, progress
+        self.prepare = prepare
         self.program = model.program
         self.limit = _step_limit(training, data)
         self.step = self.epoch = self.index = 0
@@ -133,7 +135,7 @@ class Run:
         terms = self.model(own)
         first, *others = terms.values()
         loss = sum(others, first)
-        self.accelerator.backward(loss if share == 1 else loss * share)
+        (loss if share == 1 else loss * share).backward()  # accelerate's only scales losses of fp16
         self.losses.add(terms, loss, share, Place(self.step, self.epoch, self.index, own))
 
     def _own_part(self, batch: Batch) -> Batch:
@@ -146,7 +148,9 @@ class Run:
                     f"smaller last one): batch {self.index} of epoch {self.epoch} has {batch.rows}."
                 )
             batch = batch.part(self.accelerator.process_index, processes)
-        return batch if device.type == "cpu" else batch.map_tensors(lambda leaf: leaf.to(device, non_blocking=True))
+        if device.type != "cpu":
+            batch = batch.map_tensors(lambda leaf: leaf.to(device, non_blocking=True))
+        return batch if self.prepare is None else self.prepare(batch)
 
     # ------------------------------------------------------------------ how far
 

@@ -1,0 +1,80 @@
+"""What the training loop costs beside a bare PyTorch loop.
+
+python -m benchmarks.training_overhead
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import planish
+from benchmarks.distillation_models import loader, mnist_net
+from benchmarks.tables import Row, machine, show, write_json
+from benchmarks.zoo_cases import zoo
+from planish.compiler.training_data import TrainingData
+from planish.passes.training.fit import fit
+from planish.passes.training.settings import Training
+
+
+def rounds(model: nn.Module, inputs: Tensor, labels: Tensor, batch: int, precision: str) -> Iterator[float]:
+    """Time of an epoch by ``fit`` over that by a bare loop with the same work, in turns."""
+    data = loader(inputs, labels, batch)
+    program = planish.trace(model, inputs[:2])
+
+    def bare() -> float:
+        optimizer = torch.optim.SGD(model.parameters(), 1e-3, 0.9, weight_decay=5e-4, nesterov=True, fused=True)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(data))
+        model.train()
+        start = time.perf_counter()
+        for x, y in data:
+            x = x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+                scores = model(x)
+            F.cross_entropy(scores.float(), y).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+        return time.perf_counter() - start
+
+    def ours() -> float:
+        training = Training(epochs=1, learning_rate=1e-3, precision=precision)
+        records = fit(
+            program, TrainingData(data), lambda out, batch: {"loss": F.cross_entropy(out, batch.labels)}, training
+        ).history.records  # fmt: skip
+        return records[-1].seconds - records[0].seconds
+
+    bare(), ours()
+    while True:
+        yield ours() / bare()
+
+
+def overhead(
+    repeats: int = 9, batches: int = 40, json_file: Annotated[Path | None, typer.Option("--json")] = None
+) -> None:
+    """The loop against a bare PyTorch loop: same batches, optimizer, precision."""
+    small, large = torch.randn(1280 * batches, 784), torch.randn(128 * batches, 3, 32, 32)
+    models = {"MLP 784-300-100-10": (mnist_net(300, 100), small), "ResNet-20": (zoo().CifarResNet(20), large)}
+    rows: list[Row] = []
+    for name, (model, inputs) in models.items():
+        for precision in ("fp32", "bf16"):
+            found = rounds(model, inputs, torch.randint(10, (len(inputs),)), 128, precision)
+            ratios = [next(found) for _ in range(repeats)]
+            quartiles = statistics.quantiles(ratios, n=4)
+            rows.append({"model": name, "precision": precision, "fit / bare": statistics.median(ratios),
+                         "lower quartile": quartiles[0], "upper quartile": quartiles[2]})  # fmt: skip
+    notes = [machine()["cpu"], "Batch 128, an epoch each, in turns: median ratio of the rounds. Both channels last."]
+    show("Time of the loop", rows, notes)
+    write_json(json_file, "training overhead", rows, notes)
+
+
+if __name__ == "__main__":
+    typer.run(overhead)
