@@ -1,7 +1,8 @@
 """TFLite files by planish and by Google's own tools: milliseconds, top-1, and what lowering costs.
 
-    python -m benchmarks.tflite latency --peers /path/to/venv/bin/python
-    python -m benchmarks.tflite accuracy --peers …
+    python -m benchmarks.tflite every FOLDER --peers /path/to/venv/bin/python    # all tables; again: what is missing
+    python -m benchmarks.tflite latency --models resnet18 --peers …
+    python -m benchmarks.tflite accuracy --cases resnet20-cifar10 --peers …
     python -m benchmarks.tflite lowering --peers …
 
 ``--peers`` is a Python with litert-torch, ai-edge-quantizer and torchao (pip install torch==2.13.0 litert-torch
@@ -30,11 +31,20 @@ from benchmarks.tables import machine, show, write_json
 from benchmarks.zoo_cases import CASES, load_case
 from planish.backends.to_tflite.backend import TfliteBackend
 from planish.backends.to_tflite.gate import WORKER
+from planish.compiler.contracts import Pass
 from planish.compiler.paired_timing import time_in_turns
 from planish.compiler.verify import snr_db
 
 PEERS_SCRIPT = Path(__file__).with_name("tflite_peers.py")
-OURS, OURS_INT8 = "planish", "planish-int8"
+OURS = "planish"
+VARIANTS: dict[str, tuple[list[Pass], TfliteBackend]] = {
+    OURS: ([planish.FoldBatchNorm()], TfliteBackend()),
+    "planish-fp16": ([planish.FoldBatchNorm()], TfliteBackend(weights="float16")),
+    "planish-weights": ([planish.QuantizeWeights()], TfliteBackend()),
+    "planish-dynamic": ([planish.QuantizeWeights(activations="dynamic")], TfliteBackend()),
+    "planish-int8": ([planish.QuantizeInt8()], TfliteBackend(ends="int8")),  # as the peers' INT8 files have them
+}
+MODELS = ("resnet18", "mobilenetv2")
 TARGET = "raspberry-pi-5"
 IMAGES = 64
 """Calibration images: static quantizers run each of them."""
@@ -47,10 +57,15 @@ Json = Annotated[Path | None, typer.Option(help="Write the figures to this file 
 def make_files(model: nn.Module, images: Tensor, peers: Path | None, folder: Path) -> tuple[dict[str, Path], Any]:
     """Tool -> its file, each with channels last; and what the peers said of their runs."""
     files = {}
-    backend = TfliteBackend(ends="int8")  # as the peers' INT8 files have them
-    for name, passes in ((OURS, [planish.FoldBatchNorm()]), (OURS_INT8, [planish.QuantizeInt8()])):
+    for name, (passes, backend) in VARIANTS.items():
         result = planish.compile(
-            model, TARGET, images[:1], images.split(16), passes=passes, output=folder / name, backend=backend
+            model,
+            TARGET,
+            images[:1],
+            calibration=images.split(16),
+            passes=passes,
+            output=folder / name,
+            backend=backend,
         )
         files[name] = result.artifact.folder / "model.tflite"
     told: dict[str, Any] = {}
@@ -118,7 +133,7 @@ def milliseconds(files: Sequence[Path], image: Tensor, threads: int) -> list[flo
 
 
 @app.command()
-def latency(peers: Peers = None, json: Json = None, threads: int = 1, models: str = "resnet18,mobilenetv2") -> None:
+def latency(peers: Peers = None, json: Json = None, threads: int = 1, models: str = ",".join(MODELS)) -> None:
     """Milliseconds of one image, all files of a model in turns, and the signal-to-noise ratio against PyTorch."""
     rows: list[dict[str, Any]] = []
     notes = [machine()["cpu"], f"{threads} threads, XNNPACK; seeded random weights, {IMAGES} calibration images"]
@@ -145,7 +160,7 @@ def failures(name: str, told: dict[str, Any]) -> list[str]:
 
 @app.command()
 def accuracy(peers: Peers = None, json: Json = None, cases: str = ",".join(CASES), images: int = 1000) -> None:
-    """Top-1 of trained models, float and INT8, on the same images."""
+    """Top-1 of trained models and sizes of the files, float and quantized, on the same images."""
     rows: list[dict[str, Any]] = []
     notes = [machine()["cpu"]]
     for name in cases.split(","):
@@ -155,11 +170,17 @@ def accuracy(peers: Peers = None, json: Json = None, cases: str = ",".join(CASES
         with TemporaryDirectory() as folder:
             files, told = make_files(case.model, case.calibration[:IMAGES], peers, Path(folder))
             logits = {tool: outputs_of(file, inputs) for tool, file in files.items()}
+            sizes = {tool: file.stat().st_size / 1e6 for tool, file in files.items()}
         for tool, own in logits.items():
             same = 100 * float((own.argmax(1) == logits[OURS].argmax(1)).mean())
             top1 = 100 * float((own.argmax(1) == labels).mean())
             noise = snr_db(torch.from_numpy(logits[OURS]), torch.from_numpy(own))
-            rows.append({"case": name, "tool": tool, "top-1 %": top1, "agrees with float %": same, "SNR dB": noise})
+            rows.append(
+                {
+                    "case": name, "tool": tool, "MB": sizes[tool], "top-1 %": top1, "agrees with float %": same,
+                    "SNR dB": noise,
+                }
+            )  # fmt: skip
         notes += [f"{name}: {len(labels)} images; calibrated on {IMAGES} of {case.calibrated_on}"]
         notes += failures(name, told)
     show("TFLite: accuracy", rows, notes)
@@ -190,6 +211,20 @@ def lowering(peers: Peers = None, json: Json = None, model: str = "resnet50") ->
     notes = [machine()["cpu"], "imports are not counted in the seconds; the peak is that of the whole process"]
     show("TFLite: lowering", rows, notes)
     write_json(json, "tflite-lowering", rows, notes)
+
+
+@app.command()
+def every(folder: Path, peers: Peers = None) -> None:
+    """All tables, each in a process and a JSON file of its own; those that are there already are not run again."""
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = {f"accuracy-{case}": ["accuracy", "--cases", case] for case in CASES}
+    parts |= {f"latency-{model}": ["latency", "--models", model] for model in MODELS}
+    for name, arguments in (parts | {"lowering": ["lowering"]}).items():
+        file = folder / f"{name}.json"
+        if not file.exists():
+            chosen = [] if peers is None else ["--peers", str(peers)]
+            command = [sys.executable, "-m", "benchmarks.tflite", *arguments, "--json", str(file), *chosen]
+            subprocess.run(command, check=True)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,10 @@ class IntegerType:
     minimum: int
     maximum: int
     symmetric: bool
-    granularity: Literal["tensor", "channel"] = "tensor"
+    granularity: Literal["tensor", "channel", "row"] = "tensor"
+    """How many scales: one; one for each channel of a weight; one for each row along the last dimension."""
+    fixed: tuple[float, int] | None = None
+    """Scale and zero point, where the runtime has them built in (a softmax ends at 1)."""
 
     @property
     def levels(self) -> int:
@@ -45,6 +48,14 @@ class IntegerOp:
     """Instead of the scheme's own, where this op needs another."""
     activation_types: tuple[IntegerType, ...] | None = None
     """One per position in ``activations``, instead of the scheme's own."""
+    result_type: IntegerType | None = None
+    """Of the result, instead of the scheme's own."""
+    beside: IntegerType | None = None
+    """What constants among the activations (numbers, tensors) become; None: the op stays float beside them."""
+    any_dims: bool = False
+    """Of a mean: over any dimensions, not over all spatial ones alone."""
+    grouped: bool = True
+    """Whether it does so where channels fall into groups too (depthwise convolutions)."""
     absorbs_sums: tuple[Operator, ...] = ()
     """Sums that the op computes along when one of them is its only user: the other operand is read in integers."""
 
@@ -72,6 +83,13 @@ class QuantizationScheme:
     prefix: FloatPrefix | None = None
     min_channels: int = 1
     """Convolutions with fewer input or output channels stay float."""
+    in_parts: tuple[Operator, ...] = ()
+    """Operators that are written as several ones ahead of quantization, because only these run in integers."""
+    stored: tuple[IntegerOp, ...] = ()
+    """Operators that compute in float on constant weights that lie in the files as integers."""
+    at_run_time: tuple[IntegerOp, ...] = ()
+    """Those of ``stored`` that compute in integers all the same where asked to: they choose the scale of what they
+    read anew in each call."""
 
     def find(self, operator: Any) -> IntegerOp | None:
         return next((op for op in self.ops if operator in op.operators), None)

@@ -103,6 +103,8 @@ class _Insertion:
             return self._call(decomposed.dequantize_per_tensor.default, (integers, *limits), node)
 
     def _parameters(self, origin: fx.Node, kind: IntegerType) -> tuple[float, int]:
+        if kind.fixed is not None:
+            return kind.fixed
         key = (origin, kind)
         if key not in self.parameters:
             low, high = self.seen[origin].range(self.calibrator, kind.levels, kind.symmetric)

@@ -14,8 +14,8 @@
 
 from __future__ import annotations
 
-import fnmatch
 import math
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +26,7 @@ from torch import Tensor, fx
 from planish.compiler.padding import PADS, zero_padding
 from planish.compiler.program import Program, op_name, source_module
 from planish.compiler.scheme import FloatPrefix, IntegerOp, IntegerType, QuantizationScheme
+from planish.passes.module_names import named
 
 aten = torch.ops.aten
 
@@ -44,7 +45,8 @@ class Placement:
 
     def observed(self) -> set[fx.Node]:
         """The nodes whose values have to be seen on calibration data."""
-        return {*self.results, *(producer for producer, _ in self.edges if producer not in self.shared)}
+        read = {producer: kind for (producer, _), kind in self.edges.items() if producer not in self.shared}
+        return {node for node, kind in (read | self.results).items() if kind.fixed is None}
 
 
 def place(program: Program, scheme: QuantizationScheme, keep_float: Sequence[str] = ()) -> Placement:
@@ -83,16 +85,16 @@ def _obstacle(
     keep_float: Sequence[str],
 ) -> str:
     """Why ``node`` stays float; "" if it does not."""
-    module = source_module(node)
-    if any(fnmatch.fnmatch(module, pattern) or module.startswith(f"{pattern}.") for pattern in keep_float):
+    if named(source_module(node), keep_float):
         return "kept float on request"
     operands = [*_activations(node, op)]
     if (op.activations and not operands) or not all(_is_float(operand) for operand in operands):
         return "its inputs are not float tensors"
     if op.weight is None:
-        if not all(_is_integer(operand, placement) for operand in operands):
+        computed = [operand for operand in operands if not _becomes_constant(program, operand, op)]
+        if not computed or not all(_is_integer(operand, placement) for operand in computed):
             return "not all of its inputs are integers already"
-        return _shape_obstacle(node, operands)
+        return _shape_obstacle(node, op, operands)
     weight = program.tensor(node.args[op.weight])
     if weight is None:
         return "its weight is computed, not a constant"
@@ -114,8 +116,12 @@ def _inputs(weight: Tensor, node: fx.Node) -> int:
     return int(weight.shape[1]) * groups
 
 
-def _shape_obstacle(node: fx.Node, operands: Sequence[fx.Node]) -> str:
-    if node.target is aten.mean.dim:
+def _becomes_constant(program: Program, operand: fx.Node, op: IntegerOp) -> bool:
+    return op.beside is not None and program.tensor(operand) is not None
+
+
+def _shape_obstacle(node: fx.Node, op: IntegerOp, operands: Sequence[fx.Node]) -> str:
+    if node.target is aten.mean.dim and not op.any_dims:
         rank = operands[0].meta["val"].ndim
         asked = node.args[1] if len(node.args) > 1 else None
         dims = asked if isinstance(asked, (list, tuple)) else [*range(rank)] if asked is None else [asked]
@@ -123,7 +129,8 @@ def _shape_obstacle(node: fx.Node, operands: Sequence[fx.Node]) -> str:
             return "a mean over other than all spatial dimensions"
     if node.target is aten.adaptive_avg_pool2d.default and any(size != 1 for size in node.args[1]):  # type: ignore[union-attr]
         return "adaptive pooling to more than one pixel"
-    if node.target is aten.add.Tensor and (len(operands) < 2 or node.kwargs.get("alpha", 1) != 1):
+    lonely = len(operands) < 2 and op.beside is None
+    if node.target is aten.add.Tensor and (lonely or node.kwargs.get("alpha", 1) != 1):
         return "not the sum of two tensors"
     return ""
 
@@ -157,6 +164,9 @@ def _quantize(
     program: Program, node: fx.Node, op: IntegerOp, tail: fx.Node, scheme: QuantizationScheme, placement: Placement
 ) -> None:
     for index, operand in enumerate(_activations(node, op)):
+        if op.beside is not None and _becomes_constant(program, operand, op):
+            placement.weights[operand, node] = (op.beside, 0)
+            continue
         kind = op.activation_types[index] if op.activation_types else scheme.activation
         if op.quantizes_output and not _is_integer(operand, placement):
             placement.results[operand] = kind
@@ -166,7 +176,7 @@ def _quantize(
         assert isinstance(weight, fx.Node)
         placement.weights[weight, node] = (op.weight_type or scheme.weight, op.weight_axis)
     if op.quantizes_output:
-        placement.results[tail] = scheme.activation
+        placement.results[tail] = op.result_type or scheme.activation
     inside = f", with {op_name(tail)}" if tail is not node else ""
     placement.decided.append((node, "int8", f"runs in integers{inside}"))
 
@@ -221,8 +231,10 @@ def _is_absorbed(operand: fx.Node, node: fx.Node) -> bool:
 
 
 def _hand_on(node: fx.Node, scheme: QuantizationScheme, placement: Placement) -> None:
-    source = node.args[0] if node.args else None
-    if node.target not in scheme.transparent or not isinstance(source, fx.Node) or not _is_integer(source, placement):
+    mover = node.args[0] if node.target is operator.getitem else node  # one of the parts of a split
+    source = mover.args[0] if isinstance(mover, fx.Node) and mover.args else None
+    moves = isinstance(mover, fx.Node) and mover.target in scheme.transparent
+    if not moves or not isinstance(source, fx.Node) or not _is_integer(source, placement):
         return
     if node.target in PADS and (zero_padding(node) is None or any(_is_absorbed(node, user) for user in node.users)):
         return

@@ -14,6 +14,7 @@ def planish_passes() -> list[type[Pass]]:
     from planish.passes.fold_batch_norm import FoldBatchNorm
     from planish.passes.prune_channels import PruneChannels
     from planish.passes.quantize_int8 import QuantizeInt8
+    from planish.passes.quantize_weights import QuantizeWeights
     from planish.passes.sparsify import Sparsify
 
-    return [Distill, DropBlocks, EraseNoOps, FoldBatchNorm, PruneChannels, QuantizeInt8, Sparsify]
+    return [Distill, DropBlocks, EraseNoOps, FoldBatchNorm, PruneChannels, QuantizeInt8, QuantizeWeights, Sparsify]

@@ -12,12 +12,14 @@ from planish.compiler.contracts import Context, Pass, Proposal, Situation, Stage
 from planish.compiler.errors import PassError, UserError, closest
 from planish.compiler.hardware import peak_gops
 from planish.compiler.inputs import Inputs
-from planish.compiler.program import Program, source_module
+from planish.compiler.program import Program
 from planish.compiler.shapes import ensure_shapes
 from planish.passes.calibrators import CALIBRATORS
 from planish.passes.erase_noops import EraseNoOps
 from planish.passes.fold_batch_norm import FoldBatchNorm
+from planish.passes.in_parts import write_in_parts
 from planish.passes.insert_qdq import insert
+from planish.passes.module_names import demand_known, demand_names
 from planish.passes.observe import observe
 from planish.passes.placement import place
 
@@ -26,9 +28,10 @@ from planish.passes.placement import place
 class QuantizeInt8(Pass):
     """Weights and activations in 8 bits (arXiv:1712.05877), ranges from calibration data.
 
-    1. ``placement``: which values become integers, from the graph and the scheme alone.
-    2. ``observe``: what these values look like on calibration data.
-    3. ``insert_qdq``: quantize and dequantize nodes in the dialect of PyTorch's PT2E (``quantized_decomposed``),
+    1. ``in_parts``: operators that the backend runs in integers only in parts are written as these.
+    2. ``placement``: which values become integers, from the graph and the scheme alone.
+    3. ``observe``: what these values look like on calibration data.
+    4. ``insert_qdq``: quantize and dequantize nodes in the dialect of PyTorch's PT2E (``quantized_decomposed``),
        INT8 weights, float biases.
 
     ``calibrator``: how ranges are chosen: ``minmax``, ``percentile``, ``mse`` or ``entropy``.
@@ -47,8 +50,7 @@ class QuantizeInt8(Pass):
     def __post_init__(self) -> None:
         if self.calibrator not in CALIBRATORS:
             raise UserError(f"{self.name} has no calibrator {self.calibrator!r}{closest(self.calibrator, CALIBRATORS)}")
-        if isinstance(self.keep_float, str):  # read letter by letter otherwise
-            raise UserError(f"Give keep_float a tuple of module names: ({self.keep_float!r},).")
+        demand_names("keep_float", self.keep_float)
         if self.samples < 1:
             raise UserError(f"Give {self.name} at least one sample, not {self.samples}.")
 
@@ -77,7 +79,8 @@ class QuantizeInt8(Pass):
             raise UserError(f"Choose another target for {self.name}: {context.profile.title} runs no INT8.")
         program = program.fork().eval()
         ensure_shapes(program)
-        self._check_names(program)
+        demand_known("keep_float", self.keep_float, program)
+        write_in_parts(program, context.scheme.in_parts)
         placement = place(program, context.scheme, self.keep_float)
         for node, outcome, reason in placement.decided:
             context.decide(node, outcome, reason)
@@ -94,10 +97,3 @@ class QuantizeInt8(Pass):
             read += rows.batch_size
             if context.progress:
                 context.progress.say(f"{self.name}: {read} rows of calibration data")
-
-    def _check_names(self, program: Program) -> None:
-        modules = {source_module(node) for node in program.calls()}
-        known = {".".join(name.split(".")[:depth]) for name in modules for depth in range(1, name.count(".") + 2)}
-        for name in self.keep_float:
-            if not set(name) & set("*?[") and name not in known:
-                raise UserError(f"keep_float names {name!r}, which is no module of the model{closest(name, known)}")

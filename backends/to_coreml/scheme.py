@@ -30,6 +30,15 @@ OPS = (
 TRANSPARENT = (
     aten.max_pool2d.default, aten.reshape.default, aten.flatten.using_ints, aten.permute.default, aten.transpose.int,
 )  # fmt: skip
+STORED = (
+    IntegerOp(
+        (aten.conv1d.default, aten.conv2d.default, aten.conv1d.padding, aten.conv2d.padding, aten.linear.default),
+        (0,),
+        weight=1,
+    ),
+    IntegerOp((aten.embedding.default,), (), weight=0),
+)
+"""Weights that alone may be integers: constexpr operators dequantize them."""
 RANGES = ((-128, 127), (0, 255))
 """Of activations: coremltools 9 drops quant_min and quant_max, so that any other would saturate elsewhere."""
 
@@ -48,4 +57,5 @@ def scheme_for(profile: HardwareProfile) -> QuantizationScheme | None:
         ops=OPS,
         transparent=TRANSPARENT,
         min_channels=limits.min_channels or 1,
+        stored=STORED,
     )

@@ -62,9 +62,12 @@ def _optimized(file: Path) -> onnx.GraphProto:
 def _was_meant_for_integers(
     node: onnx.NodeProto, producers: dict[str, onnx.NodeProto], consumers: dict[str, onnx.NodeProto]
 ) -> bool:
-    """Weights that are dequantized say so; without weights: dequantized inputs, and a result that is quantized."""
+    """A dequantized input beside a dequantized weight says so; without weights: also a result that is quantized.
+
+    Weights alone may be stored as integers.
+    """
     if node.op_type in _WEIGHTED:
-        return len(node.input) > 1 and _is_dequantized(node.input[1], producers)
+        return len(node.input) > 1 and all(_is_dequantized(name, producers) for name in node.input[:2])
     reader = consumers.get(node.output[0])
     quantized = reader is not None and reader.op_type == "QuantizeLinear"
     return node.op_type in _WEIGHTLESS and quantized and all(_is_dequantized(name, producers) for name in node.input)

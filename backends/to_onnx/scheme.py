@@ -31,6 +31,13 @@ OPS = (
     IntegerOp((aten.cat.default,), (0,)),
     IntegerOp((aten.mean.dim, aten.adaptive_avg_pool2d.default, aten.avg_pool2d.default), (0,)),
 )
+_STORED = IntegerOp(
+    (aten.conv1d.default, aten.conv2d.default, aten.conv1d.padding, aten.conv2d.padding, aten.linear.default),
+    (0,),
+    weight=1,
+    weight_type=IntegerType(torch.int8, -127, 127, symmetric=True, granularity="channel"),
+)
+"""Weights that are dequantized when the model is loaded, and computed with in float."""
 TRANSPARENT = (
     aten.max_pool2d.default, aten.reshape.default, aten.flatten.using_ints, aten.permute.default, aten.transpose.int,
     aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default, aten.slice.Tensor, aten.pad.default,
@@ -66,6 +73,7 @@ def scheme_for(profile: HardwareProfile) -> QuantizationScheme | None:
         transparent=TRANSPARENT,
         prefix=X86_PREFIX if on_x86 else None,
         min_channels=limits.min_channels or 1,
+        stored=(_STORED, table),
     )
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 from planish.backends.to_tflite.converter import Conversion, convert
 from planish.backends.to_tflite.devices import missing, peak_of_activations, subset_of
-from planish.backends.to_tflite.emitter import FILE_TYPES
+from planish.backends.to_tflite.dtypes import FILE_TYPES
 from planish.compiler.contracts import Check
 from planish.compiler.errors import LoweringError
 from planish.compiler.hardware import HardwareProfile

@@ -26,6 +26,8 @@ class Subset:
     fatal: bool
     """Whether a model with any other cannot run at all."""
     source: str
+    largest_rank: int = 8
+    """Tensors of more dimensions run elsewhere as well."""
 
 
 def _names(text: str) -> frozenset[str]:
@@ -63,12 +65,42 @@ MICRO = Subset(
     fatal=True,
     source="https://github.com/tensorflow/tflite-micro/blob/main/tensorflow/lite/micro/micro_mutable_op_resolver.h",
 )
+GPU = Subset(
+    "the GPU delegate",
+    _names(
+        "ADD AVERAGE_POOL_2D CONCATENATION CONV_2D DEPTHWISE_CONV_2D DEQUANTIZE EXP FULLY_CONNECTED LOGICAL_AND "
+        "LOGISTIC MAXIMUM MAX_POOL_2D MINIMUM MUL PAD PRELU QUANTIZE RELU RELU6 RESHAPE RESIZE_BILINEAR SOFTMAX "
+        "STRIDED_SLICE SUB TRANSPOSE_CONV"
+    ),
+    "as far as it is documented, the CPU runs it, and values are copied there and back",
+    fatal=False,
+    source="https://www.tensorflow.org/lite/performance/gpu",
+    largest_rank=4,
+)
+NNAPI = Subset(
+    "NNAPI",
+    _names(
+        "ABS ADD ARG_MAX ARG_MIN AVERAGE_POOL_2D BATCH_TO_SPACE_ND CAST CONCATENATION CONV_2D DEPTHWISE_CONV_2D "
+        "DEPTH_TO_SPACE DEQUANTIZE DIV ELU EMBEDDING_LOOKUP EQUAL EXP EXPAND_DIMS FILL FLOOR FULLY_CONNECTED GATHER "
+        "GREATER GREATER_EQUAL HARD_SWISH L2_NORMALIZATION L2_POOL_2D LEAKY_RELU LESS LESS_EQUAL LOG LOGICAL_AND "
+        "LOGICAL_NOT LOGICAL_OR LOGISTIC LOG_SOFTMAX MAXIMUM MAX_POOL_2D MEAN MINIMUM MUL NEG NOT_EQUAL PACK PAD "
+        "PADV2 POW PRELU QUANTIZE REDUCE_ANY REDUCE_MAX REDUCE_MIN REDUCE_PROD RELU RELU6 RELU_N1_TO_1 RESHAPE "
+        "RESIZE_BILINEAR RESIZE_NEAREST_NEIGHBOR RSQRT SELECT SIN SLICE SOFTMAX SPACE_TO_BATCH_ND SPACE_TO_DEPTH "
+        "SPLIT SQRT SQUEEZE STRIDED_SLICE SUB SUM TANH TILE TOPK_V2 TRANSPOSE TRANSPOSE_CONV"
+    ),
+    "the CPU runs it, and values are copied there and back",
+    fatal=False,
+    source="https://github.com/tensorflow/tensorflow/blob/master/tensorflow/lite/delegates/nnapi/nnapi_delegate.cc",
+    largest_rank=4,
+)
+_BY_KIND = {"tpu": EDGE_TPU, "mcu": MICRO, "gpu": GPU, "npu": NNAPI}
+"""What TFLite reaches a unit of each kind through."""
 
 
 def subset_of(profile: HardwareProfile) -> Subset | None:
     """The operators that the units of a device have; None where all of TFLite runs."""
     kinds = {unit.kind for unit in profile.units}
-    return {frozenset({"tpu"}): EDGE_TPU, frozenset({"mcu"}): MICRO}.get(frozenset(kinds))
+    return _BY_KIND.get(kinds.pop()) if len(kinds) == 1 else None
 
 
 def runs_only_integers(profile: HardwareProfile) -> bool:
@@ -78,8 +110,11 @@ def runs_only_integers(profile: HardwareProfile) -> bool:
 def missing(operators: Sequence[Operator], subset: Subset) -> Iterator[tuple[fx.Node | None, str]]:
     """The operators that a device lacks, with the nodes that they were written for."""
     for operator in operators:
+        rank = max(len(value.shape) for value in (*operator.inputs, *operator.outputs) if value is not None)
         if operator.kind not in subset.operators:
             yield operator.node, operator.kind
+        elif rank > subset.largest_rank:
+            yield operator.node, f"{operator.kind} in {rank} dimensions"
 
 
 def in_float(operators: Sequence[Operator]) -> Iterator[tuple[fx.Node | None, str]]:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from planish.backends.to_tflite.dtypes import FILE_TYPES, in_file
 from planish.backends.to_tflite.graph import Form, Operator
 from planish.backends.to_tflite.schema import TYPES
 from planish.backends.to_tflite.values import (
@@ -32,14 +33,11 @@ from planish.compiler.program import Program, source_module
 Rule = Callable[..., Any]
 """(emitter, *arguments of the node) -> the value or values of the node."""
 Operand = Value | Tensor
-FILE_TYPES = {
-    torch.float32: torch.float32, torch.float64: torch.float32, torch.float16: torch.float32,
-    torch.bfloat16: torch.float32, torch.bool: torch.bool, torch.int64: torch.int32, torch.int32: torch.int32,
-    torch.int16: torch.int32, torch.uint8: torch.int32, torch.int8: torch.int32,
+FIXED_RESULTS = {
+    "LOGISTIC": Quantization((1 / 256,), (-128,)), "SOFTMAX": Quantization((1 / 256,), (-128,)),
+    "TANH": Quantization((1 / 128,), (0,)),
 }  # fmt: skip
-"""dtype in the Program -> dtype in the file."""
-_FIXED_RESULTS = {"LOGISTIC": Quantization((1 / 256,), (-128,)), "TANH": Quantization((1 / 128,), (0,))}
-"""Scale and zero point that the kernel itself has: the result is brought to its own scale behind it.
+"""Scale and zero point that the kernel itself has: where the result shall have others, QUANTIZE stands behind it.
 
 https://ai.google.dev/edge/litert/conversion/tensorflow/quantization/quantization_spec
 """
@@ -85,7 +83,7 @@ class Emitter:
 
     def compute(self, kind: str, *inputs: Value | None, **options: Any) -> Value:
         """As ``op``, with the quantization that the result of the node shall have."""
-        fixed = _FIXED_RESULTS.get(kind)
+        fixed = FIXED_RESULTS.get(kind)
         if self.result is None or fixed is None:
             return self.op(kind, *inputs, quantization=self.result, **options)
         return self.quantized(self.op(kind, *inputs, quantization=fixed, **options), self.result)
@@ -218,9 +216,17 @@ class Emitter:
         sizes = x.sizes if isinstance(x, Value) else tuple(x.shape)
         if isinstance(x, Tensor) and x.numel() == 1:
             return self.numbers(in_file(x).item(), FILE_TYPES[x.dtype])
-        if len(sizes) < rank:
-            x = self.reshape(x, (*[1] * (rank - len(sizes)), *sizes))
-        return self.at(x, order)
+        lifted = (*[1] * (rank - len(sizes)), *sizes)
+        if isinstance(x, Value) and x.stored.data is not None:
+            return x if x.shape == () else self._lifted_constant(x, lifted, order)
+        return self.at(self.reshape(x, lifted), order)
+
+    def _lifted_constant(self, x: Value, sizes: Shape, order: Order) -> Value:
+        make, back = x.stored.data, tuple(x.order.index(dim) for dim in range(len(x.order)))
+        assert make is not None
+        shape, key = arranged(sizes, order), (x.stored, x.order, sizes, order)
+        data = lambda: make().permute(back).reshape(sizes).permute(order)  # noqa: E731
+        return Value(self.made(key, shape, x.dtype, data, quantization=x.quantization).stored, order)
 
     # ------------------------------------------------------------------ integers
 
@@ -285,12 +291,3 @@ class Emitter:
 
 def broadcast(*values: Value) -> Shape:
     return tuple(torch.broadcast_shapes(*(value.shape for value in values)))
-
-
-def in_file(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """A tensor of the Program in the dtype that the file holds; whole numbers beyond INT32 are its ends."""
-    dtype = dtype or FILE_TYPES[tensor.dtype]
-    if tensor.dtype is torch.int64:
-        limits = torch.iinfo(torch.int32)
-        tensor = tensor.clamp(limits.min, limits.max)
-    return tensor.detach().to(dtype)

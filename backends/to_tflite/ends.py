@@ -10,7 +10,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, fx
 
-from planish.backends.to_tflite.emitter import in_file
+from planish.backends.to_tflite.dtypes import in_file
 from planish.backends.to_tflite.graph import Graph
 from planish.backends.to_tflite.lower import output_leaves
 from planish.backends.to_tflite.values import Quantization, Value

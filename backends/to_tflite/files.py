@@ -38,7 +38,9 @@ def save(graph: Graph, path: Path) -> list[Operator]:
     """
     kept = needed(graph)
     tensors = _tensors(kept, graph.inputs, graph.outputs)
-    constants = [tensor for tensor in tensors if tensor.data is not None]
+    constants = [
+        *{id(tensor.data): tensor for tensor in tensors if tensor.data is not None}.values()
+    ]  # data may be shared
     packed = bytearray(_pack(kept, tensors, constants, graph.inputs, graph.outputs))
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -77,11 +79,11 @@ def _pack(
     outputs: Sequence[Value],
 ) -> bytes:
     places = {tensor: place for place, tensor in enumerate(tensors)}
-    buffers = {tensor: place + 1 for place, tensor in enumerate(constants)}  # buffer 0 is empty by convention
+    buffers = {id(tensor.data): place + 1 for place, tensor in enumerate(constants)}  # buffer 0 is empty by convention
     codes: dict[tuple[str, int], int] = {}
     ends = [[places[value.stored] for value in values] for values in (inputs, outputs)]
     graph = fb.SubGraphT(
-        tensors=[_tensor(tensor, buffers.get(tensor, 0)) for tensor in tensors],
+        tensors=[_tensor(tensor, buffers.get(id(tensor.data), 0)) for tensor in tensors],
         inputs=ends[0],
         outputs=ends[1],
         operators=[_operator(operator, places, codes) for operator in operators],
@@ -119,8 +121,7 @@ def _quantization(quantization: Quantization) -> Any:
 
 
 def _operator(operator: Operator, places: dict[Stored, int], codes: dict[tuple[str, int], int]) -> Any:
-    integers = any(value is not None and value.quantization is not None for value in operator.inputs)
-    code = codes.setdefault((operator.kind, schema.version(operator.kind, integers)), len(codes))
+    code = codes.setdefault((operator.kind, schema.version(operator.kind, operator.inputs)), len(codes))
     kind, table = schema.options(operator.kind, operator.options)
     return fb.OperatorT(
         code,

@@ -28,7 +28,8 @@ from planish.backends.to_tflite import (
     rules_scatter,
     rules_shape,
 )
-from planish.backends.to_tflite.emitter import FILE_TYPES, Emitter, Rule, Unsupported
+from planish.backends.to_tflite.dtypes import FILE_TYPES
+from planish.backends.to_tflite.emitter import Emitter, Rule, Unsupported
 from planish.backends.to_tflite.graph import PLAIN, Form, Graph
 from planish.backends.to_tflite.layouts import input_orders
 from planish.backends.to_tflite.values import Order, Stored, Value, arranged, channels_last

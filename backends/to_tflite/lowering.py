@@ -13,7 +13,7 @@ from planish.backends.to_tflite.converter import convert
 from planish.backends.to_tflite.devices import in_float, missing, peak_of_activations, runs_only_integers, subset_of
 from planish.backends.to_tflite.ends import Ends, ends_of
 from planish.backends.to_tflite.files import save
-from planish.backends.to_tflite.gate import run_once
+from planish.backends.to_tflite.gate import run_once, runtime_of
 from planish.backends.to_tflite.graph import Form, Operator
 from planish.compiler.contracts import Lowered
 from planish.compiler.hardware import HardwareProfile
@@ -32,7 +32,7 @@ def lower(program: Program, profile: HardwareProfile, folder: Path, options: Tfl
     (folder / ENDS).write_text(ends.model_dump_json(indent=2) + "\n")
     operators = operators_in(folder / FILE)
     demand_bias_scales(operators)
-    run_once(folder / FILE, ends, program.example_inputs.leaves())
+    run_once(folder / FILE, ends, program.example_inputs.leaves(), options.interpreter)
     decisions = float_fallbacks(operators, [operator.node for operator in kept], made.program)
     arena = peak_of_activations(made.graph).size_bytes / 1024
     notes = [made.note, summary(operators), *_told_of(ends), f"Activations take at least {arena:.0f} KiB at once."]
@@ -40,9 +40,15 @@ def lower(program: Program, profile: HardwareProfile, folder: Path, options: Tfl
         files=(FILE, ENDS),
         decisions=(*decisions, *_not_on_the_device(kept, made.program, profile)),
         notes=tuple(notes),
-        versions={"ai-edge-litert": importlib.metadata.version("ai-edge-litert")},
+        versions={"ai-edge-litert": importlib.metadata.version("ai-edge-litert")} | _elsewhere(options),
         precision="float16" if form.half else "float32",
     )
+
+
+def _elsewhere(options: TfliteBackend) -> dict[str, str]:
+    """The runtime that was asked for, by its version."""
+    name, _, version = (runtime_of(options.interpreter) or "").partition(" ")
+    return {name: version} if name else {}
 
 
 def _told_of(ends: Ends) -> list[str]:

@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 from planish.backends.to_tflite.activations import code
 from planish.backends.to_tflite.emitter import Emitter, Rule
-from planish.backends.to_tflite.values import Value
+from planish.backends.to_tflite.values import Quantization, Value
 from planish.compiler.scheme import Operator
 
 aten = torch.ops.aten
@@ -37,9 +37,18 @@ def common_dtype(e: Emitter, first: int = 0) -> torch.dtype:
 def arithmetic(kind: str) -> Rule:
     def rule(e: Emitter, a: Any, b: Any, **_: Any) -> Value:
         fused = {"fusedActivationFunction": code(e.activation)} if kind in FUSING else {}
+        if e.result is not None:
+            a, b = (integer_number(e, side) if isinstance(side, (int, float)) else side for side in (a, b))
         return e.compute(kind, *operands(e, a, b), **fused)
 
     return rule
+
+
+def integer_number(e: Emitter, value: float) -> Value:
+    """A constant beside integers: an integer with the scale that makes it ``value`` to the last digit."""
+    step = Quantization((abs(value) / 127 or 1.0,), (0,))
+    integer = torch.tensor(127 * (value > 0) - 127 * (value < 0), dtype=torch.int8)
+    return e.made(("number", value), (), torch.int8, lambda: integer, quantization=step)
 
 
 def add(e: Emitter, a: Any, b: Any, alpha: float = 1) -> Value:

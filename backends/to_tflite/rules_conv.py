@@ -11,6 +11,7 @@ from torch import Tensor, fx
 
 from planish.backends.to_tflite.activations import code
 from planish.backends.to_tflite.emitter import Emitter
+from planish.backends.to_tflite.integers import computes_at_run_time
 from planish.backends.to_tflite.values import Quantization, Value, channels_last
 from planish.compiler.scheme import Operator
 
@@ -98,7 +99,7 @@ def _convolution2d(
     }  # fmt: skip
     depthwise = groups == channels and groups > 1
     stored = _weight(e, weight, (1, 2, 3, 0) if depthwise else (0, 2, 3, 1))
-    stored = stored if x.quantization is not None else e.real(stored)
+    stored = stored if x.quantization is not None or computes_at_run_time(e.node) else e.real(stored)
     operands = x, stored, bias_of(e, bias, x, stored, filters)
     shape = (x.shape[0], *out, filters)
     if depthwise:

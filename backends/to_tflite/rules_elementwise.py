@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from planish.backends.to_tflite.activations import bounds, code, cut
-from planish.backends.to_tflite.emitter import Emitter, Rule
-from planish.backends.to_tflite.rules_arithmetic import number, operands, scaled, truncated
+from planish.backends.to_tflite.emitter import FIXED_RESULTS, Emitter, Rule
+from planish.backends.to_tflite.rules_arithmetic import integer_number, number, operands, scaled, truncated
 from planish.backends.to_tflite.rules_shape import cut_out
-from planish.backends.to_tflite.values import Value
+from planish.backends.to_tflite.values import Quantization, Value
 from planish.compiler.scheme import Operator
 
 aten = torch.ops.aten
@@ -51,9 +51,18 @@ def gelu(e: Emitter, x: Value, approximate: str = "none") -> Value:
 
 
 def hardsigmoid(e: Emitter, x: Value) -> Value:
-    """relu6(x + 3) / 6."""
+    """relu6(x + 3) / 6. In integers, 0 .. 255 stand for 0 .. 6 in between."""
+    if e.result is not None:
+        between = e.op("ADD", x, integer_number(e, 3.0), quantization=Quantization((6 / 255,), (-128,)))
+        return e.compute("MUL", between, integer_number(e, 1 / 6))
     shifted = e.op("ADD", x, e.numbers(3.0, x.dtype), fusedActivationFunction=code("RELU6"))
     return number(e, "MUL", shifted, 1 / 6)
+
+
+def silu(e: Emitter, x: Value) -> Value:
+    """The product of x and its sigmoid."""
+    gate = e.op("LOGISTIC", x, quantization=FIXED_RESULTS["LOGISTIC"] if e.result is not None else None)
+    return e.compute("MUL", x, gate)
 
 
 def leaky_relu(e: Emitter, x: Value, slope: float = 0.01) -> Value:
@@ -239,7 +248,7 @@ RULES: dict[Operator, Rule] = {
         clipped,
     ),
     aten.sigmoid.default: unary("LOGISTIC"), aten.tanh.default: unary("TANH"), aten.gelu.default: gelu,
-    aten.silu.default: lambda e, x: e.op("MUL", x, e.op("LOGISTIC", x)),
+    aten.silu.default: silu,
     aten.hardswish.default: unary("HARD_SWISH"), aten.hardsigmoid.default: hardsigmoid,
     aten.leaky_relu.default: leaky_relu, aten.prelu.default: prelu, aten.elu.default: elu, aten.selu.default: selu,
     aten.celu.default: celu, aten.softplus.default: softplus,

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from planish.backends.to_tflite.activations import code
 from planish.backends.to_tflite.emitter import Emitter, Rule
+from planish.backends.to_tflite.integers import computes_at_run_time
 from planish.backends.to_tflite.rules_arithmetic import number, operands
 from planish.backends.to_tflite.rules_conv import bias_of, shape_of
 from planish.backends.to_tflite.rules_reduce import reduce, vector_norm
 from planish.backends.to_tflite.rules_shape import take
-from planish.backends.to_tflite.values import Value, plain
+from planish.backends.to_tflite.values import Quantization, Stored, Value, plain
 from planish.compiler.scheme import Operator
 
 aten = torch.ops.aten
@@ -30,11 +31,13 @@ def linear(e: Emitter, x: Value, weight: Any, bias: Any = None) -> Any:
     if len(x.order) < 2:
         x = e.reshape(x, (1, *x.sizes))  # type: ignore[assignment]
     x = e.with_last(x, -1)
-    stored = e.value(weight) if x.quantization is not None else e.real(e.value(weight))
+    at_run_time = computes_at_run_time(e.node)
+    stored = e.value(weight) if x.quantization is not None or at_run_time else e.real(e.value(weight))
     filters = stored.shape[0]
+    options = {"asymmetricQuantizeInputs": True} if at_run_time else {}
     y = e.compute(
         "FULLY_CONNECTED", x, stored, bias_of(e, bias, x, stored, filters), shape=(*x.shape[:-1], filters),
-        order=x.order, keepNumDims=True, fusedActivationFunction=code(e.activation),
+        order=x.order, keepNumDims=True, fusedActivationFunction=code(e.activation), **options,
     )  # fmt: skip
     return e.reshape(y, e.fake_result().shape) if e.fake_result().ndim < len(y.order) else y
 
@@ -127,9 +130,17 @@ def _repeated_heads(e: Emitter, x: Any, heads: int) -> Any:
 
 
 def embedding(e: Emitter, weight: Any, indices: Any, *_: Any, **__: Any) -> Any:
-    """Rows of a table; a quantized one stays INT8 in the file."""
-    table = e.value(weight)
-    places = e.in_order(indices)
+    """Rows of a table; a quantized one stays INT8 in the file, and its scales are gathered with the rows."""
+    table, places = e.value(weight), e.in_order(indices)
+    scales = table.quantization.scales if table.quantization is not None else ()
+    if len(scales) < 2:
+        return _rows(e, table, places)
+    whole = Stored(e.unique(table.stored.name), table.shape, torch.int8, Quantization((1.0,), (0,)), table.stored.data)
+    rows = e.real(_rows(e, Value(whole, table.order), places))
+    return e.op("MUL", rows, _rows(e, e.constant(torch.tensor(scales).reshape(-1, 1), "scales"), places))
+
+
+def _rows(e: Emitter, table: Value, places: Value) -> Value:
     return e.move(
         "GATHER", table, places, shape=(*places.shape, *table.shape[1:]),
         order=plain(len(places.shape) + len(table.shape) - 1), axis=0,

@@ -1,4 +1,4 @@
-"""Runs a file here, with ai-edge-litert and XNNPACK."""
+"""Runs files: here with ai-edge-litert and XNNPACK, or with the runtime of another Python."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from ai_edge_litert.interpreter import Interpreter
 from torch import Tensor
 
 from planish.backends.to_tflite.ends import Ends, from_file, to_file
+from planish.backends.to_tflite.gate import run_once
 from planish.compiler.contracts import Runner
 
 
@@ -30,3 +31,16 @@ class LiteRt(Runner):
         self._interpreter.invoke()
         arrays = [np.asarray(self._interpreter.get_tensor(index)) for index in self._outputs]  # scalars are none
         return from_file(arrays, self._ends.outputs)
+
+
+class Elsewhere(Runner):
+    """The runtime of the interpreter ``python``: the old tflite-runtime needs another numpy than planish.
+
+    Each call starts a process.
+    """
+
+    def __init__(self, file: Path, ends: Ends, python: str) -> None:
+        self._file, self._ends, self._python = file, ends, python
+
+    def __call__(self, leaves: Sequence[Any]) -> list[Tensor]:
+        return from_file(run_once(self._file, self._ends, leaves, self._python), self._ends.outputs)

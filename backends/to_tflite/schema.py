@@ -5,10 +5,13 @@ https://github.com/google-ai-edge/LiteRT/blob/main/tflite/converter/schema/schem
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from ai_edge_litert import schema_py_generated as fb
+
+from planish.backends.to_tflite.values import Value
 
 TYPES = {
     torch.float32: fb.TensorType.FLOAT32,
@@ -36,6 +39,9 @@ _FLOAT_VERSIONS = {
     "RESIZE_NEAREST_NEIGHBOR": 3,
     "TRANSPOSE_CONV": 3,
 }
+_HYBRID_VERSIONS = {"CONV_2D": 5, "FULLY_CONNECTED": 12}
+"""Of those that read floats and integer weights with a scale for each channel. Older runtimes refuse them so; without
+the version they take the scale of the first channel for all."""
 
 
 def code(kind: str) -> int:
@@ -43,10 +49,18 @@ def code(kind: str) -> int:
     return int(getattr(fb.BuiltinOperator, kind))
 
 
-def version(kind: str, integers: bool) -> int:
-    """The version of an operator, on integer or on float tensors."""
+def version(kind: str, operands: Sequence[Value | None]) -> int:
+    """The version of an operator that reads ``operands``."""
+    scales = [value.quantization.scales if value is not None and value.quantization else () for value in operands]
+    per_channel = any(len(own) > 1 for own in scales)
+    if kind in _HYBRID_VERSIONS and per_channel and not scales[0]:
+        return _HYBRID_VERSIONS[kind]
+    if kind == "DEQUANTIZE" and per_channel:
+        return 5
+    if kind == "DEQUANTIZE" and operands[0] is not None and operands[0].dtype is torch.float16:
+        return 3
     floats = _FLOAT_VERSIONS.get(kind, 1)
-    return max(floats, _INTEGER_VERSIONS.get(kind, 2)) if integers else floats
+    return max(floats, _INTEGER_VERSIONS.get(kind, 2)) if any(scales) else floats
 
 
 def options(kind: str, fields: dict[str, Any]) -> tuple[int, Any]:

@@ -91,7 +91,7 @@ def test_unstructured_leaves_the_share_that_was_asked_for(criterion: str, scope:
 
 
 def test_blocks_are_zero_as_a_whole() -> None:
-    after = weights(sparse(Net(), situation("x86-avx512-vnni"), pattern="block", ratio=0.5))
+    after = weights(sparse(Net(), situation("x86-avx512-vnni"), pattern="16x16", ratio=0.5))
     tiles = after["middle.weight"].unflatten(1, (-1, 16)).unflatten(0, (-1, 16)).abs().sum((1, 3))
     assert bool((tiles == 0).any()) and bool((tiles != 0).any())
     assert int((after["middle.weight"] == 0).sum()) == 256 * int((tiles == 0).sum())
@@ -106,6 +106,18 @@ def test_sparsegpt_computes_nearer_to_the_dense_model_than_magnitude() -> None:
             program = Sparsify(criterion=criterion).run(traced(model, X[:2]), situation())
             found[criterion] = snr_db(expected, program(X)) or 0.0
     assert found["sparsegpt"] > found["magnitude"] + 6  # half the error
+
+
+@pytest.mark.parametrize(
+    ("criterion", "permute", "reordered"),
+    [("magnitude", None, True), ("wanda", None, False), ("wanda", True, True), ("magnitude", False, False)],
+)
+def test_channels_are_reordered_where_magnitude_chooses_and_where_the_user_says(
+    criterion: str, permute: bool | None, reordered: bool
+) -> None:
+    told = situation()
+    sparse(Net(), told, criterion=criterion, permute=permute)
+    assert any(each.outcome == "channels reordered" for each in told.decisions) == reordered
 
 
 def test_folding_batch_norms_keeps_the_zeros() -> None:

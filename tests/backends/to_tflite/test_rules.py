@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -20,62 +21,62 @@ from tests.backends.to_tflite.oracle import assert_rule_agrees, converted, kinds
 IMAGE = torch.randn(2, 4, 9, 8, generator=torch.Generator().manual_seed(0))
 
 
-@settings(max_examples=40)
-@given(st.data())
-def test_convolutions_of_any_form_agree(data: st.DataObject) -> None:
-    draw = data.draw
+Form = Callable[[Tensor], Tensor]
+AT_ONCE = 4
+"""Forms in one file: most of the time goes into tracing and loading it."""
+
+
+@st.composite
+def convolutions(draw: st.DrawFn) -> Form:
     groups = draw(st.sampled_from([1, 2, 4]))
     kernel, stride = draw(st.integers(1, 4)), draw(st.integers(1, 3))
     dilation = draw(st.integers(1, 2)) if stride == 1 else 1
     padding = draw(st.one_of(st.integers(0, 3), st.just("valid"), st.just("same") if stride == 1 else st.just(1)))
     bias = torch.randn(8) if draw(st.booleans()) else None
     weight = torch.randn(8, 4 // groups, kernel, draw(st.integers(1, 3)))
-
-    def function(x: Tensor) -> Tensor:
-        return F.relu(F.conv2d(x, weight, bias, stride, padding, dilation, groups))  # type: ignore[call-overload]
-
-    assert_rule_agrees(function, IMAGE)
+    return lambda x: F.relu(F.conv2d(x, weight, bias, stride, padding, dilation, groups))  # type: ignore[call-overload]
 
 
-@settings(max_examples=30)
-@given(st.data())
-def test_pools_of_any_form_agree(data: st.DataObject) -> None:
-    draw = data.draw
+@st.composite
+def pools(draw: st.DrawFn) -> Form:
     kernel = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
     padding = draw(st.integers(0, min(kernel) // 2))
-    stride, ceil = draw(st.integers(1, 3)), draw(st.booleans())
+    stride, ceil, include = draw(st.integers(1, 3)), draw(st.booleans()), draw(st.booleans())
     if draw(st.booleans()):
-        assert_rule_agrees(lambda x: F.max_pool2d(x, kernel, stride, padding, ceil_mode=ceil), IMAGE)
-    else:
-        include = draw(st.booleans())
-        assert_rule_agrees(lambda x: F.avg_pool2d(x, kernel, stride, padding, ceil, include), IMAGE)
+        return lambda x: F.max_pool2d(x, kernel, stride, padding, ceil_mode=ceil)
+    return lambda x: F.avg_pool2d(x, kernel, stride, padding, ceil, include)
 
 
-@settings(max_examples=20)
-@given(st.data())
-def test_transposed_convolutions_of_any_form_agree(data: st.DataObject) -> None:
-    draw = data.draw
+@st.composite
+def transposed_convolutions(draw: st.DrawFn) -> Form:
     groups, stride, kernel = draw(st.sampled_from([1, 2])), draw(st.integers(1, 3)), draw(st.integers(1, 4))
     dilation = draw(st.integers(1, 2))
     padding = draw(st.integers(0, min(2, dilation * (kernel - 1))))
     more = draw(st.integers(0, stride - 1))
-    weight = torch.randn(4, 3, kernel, kernel)
-    assert_rule_agrees(
-        lambda x: F.conv_transpose2d(x, weight, torch.ones(3 * groups), stride, padding, more, groups, dilation), IMAGE
+    weight, bias = torch.randn(4, 3, kernel, kernel), torch.ones(3 * groups)
+    return lambda x: F.conv_transpose2d(x, weight, bias, stride, padding, more, groups, dilation)
+
+
+@pytest.mark.parametrize("forms", [convolutions(), pools(), transposed_convolutions()], ids=lambda forms: str(forms))
+@settings(max_examples=8)
+@given(data=st.data())
+def test_windows_of_any_form_agree(forms: st.SearchStrategy[Form], data: st.DataObject) -> None:
+    drawn = data.draw(st.lists(forms, min_size=AT_ONCE, max_size=AT_ONCE))
+    assert_rule_agrees(lambda x: tuple(form(x) for form in drawn), IMAGE)
+
+
+@settings(max_examples=10)
+@given(
+    st.lists(
+        st.lists(st.deferred(lambda: st.sampled_from(sorted(MOVES))), min_size=1, max_size=6), min_size=3, max_size=3
     )
-
-
-@settings(max_examples=30)
-@given(st.data())
-def test_chains_of_moves_agree(data: st.DataObject) -> None:
+)
+def test_chains_of_moves_agree(chains: list[list[str]]) -> None:
     """Transposes, reshapes, slices and sums in any order: the lazy orders must never mix dimensions up."""
-    steps = data.draw(st.lists(st.sampled_from(sorted(MOVES)), min_size=1, max_size=6))
 
-    def function(x: Tensor) -> Tensor:
-        y = F.conv2d(x, torch.ones(4, 4, 1, 1))
-        for step in steps:
-            y = MOVES[step](y)
-        return y
+    def function(x: Tensor) -> tuple[Tensor, ...]:
+        image = F.conv2d(x, torch.ones(4, 4, 1, 1))
+        return tuple(functools.reduce(lambda y, step: MOVES[step](y), chain, image) for chain in chains)
 
     assert_rule_agrees(function, IMAGE)
 
@@ -164,7 +165,7 @@ def test_a_zero_padding_in_front_of_a_convolution_goes_into_it() -> None:
     assert kinds(made) == {"CONV_2D": 1}
 
 
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(st.data())
 def test_paddings_of_any_form_in_front_of_a_convolution_agree(data: st.DataObject) -> None:
     amounts = data.draw(st.lists(st.integers(-1, 2), min_size=1, max_size=2).map(lambda half: [*half, *half]))
