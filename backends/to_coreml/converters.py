@@ -7,11 +7,13 @@ Rules, each with what it mends:
 2. ``gelu`` takes ``approximate`` as a keyword: coremltools 9 makes tanh exact.
    https://github.com/apple/coremltools/pull/2863
 3. ``where`` gets operands as large as its condition: MIL's ``select`` declares the shape of its operands, and a mask
-   of the batch over a constant makes a package that contradicts itself.
+   of the batch over a constant makes a package that contradicts itself. Reported nowhere that we found.
 4. ``reciprocal`` is a division: MIL's ``inverse`` adds an epsilon of 1e-4 to what it divides by.
-   https://apple.github.io/coremltools/source/coremltools.converters.mil.mil.ops.defs.html (iOS 15, elementwise_unary)
+   https://github.com/apple/coremltools/pull/2773
 5. ``lstm`` and ``gru`` become MIL's own layers; coremltools knows those of torch.jit only.
    https://github.com/apple/coremltools/issues/1124
+6. Divisions of whole numbers that are rounded stay whole: coremltools casts to float32, or float16 where that is the
+   precision, and numbers beyond 2048 come out wrong. Reported nowhere that we found.
 """
 
 from __future__ import annotations

@@ -8,7 +8,8 @@ Each function computes what its operator computes; NotImplemented leaves the ope
 4. Writes to places along a dimension, and to a mask, are choices: coremltools takes single places only.
 5. Remainders, distances, products of three, and what coremltools does not know, by their definitions.
 6. Triangles are choices: coremltools subtracts a band, and what is infinite becomes no number.
-7. A tensor filled like another is filled, then cast: coremltools drops its dtype.
+   https://github.com/apple/coremltools/pull/2771
+7. A tensor filled like another is filled, then cast: coremltools drops its dtype. Reported nowhere that we found.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from planish.backends.to_coreml.whole_numbers import WHOLE_NUMBERS
 
 aten = torch.ops.aten
 
@@ -261,6 +264,7 @@ def full_like(x: Tensor, value: Any, *, dtype: torch.dtype | None = None, **_: A
 
 
 DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
+    **WHOLE_NUMBERS,
     aten.group_norm.default: group_norm,
     aten.adaptive_avg_pool1d.default: adaptive_avg_pool, aten.adaptive_avg_pool2d.default: adaptive_avg_pool,
     aten.adaptive_avg_pool3d.default: adaptive_avg_pool,

@@ -13,6 +13,7 @@ from torch import Tensor
 from planish.backends.to_coreml.compress import SPARSE_SHARE, compressed, demand, sparse
 from planish.backends.to_coreml.convert import Converted, Options, convert, quiet
 from planish.backends.to_coreml.converters import LOCK
+from planish.backends.to_coreml.flat import Flat
 from planish.backends.to_coreml.interface import describe_images
 from planish.backends.to_coreml.mil_values import Unevaluated
 from planish.backends.to_coreml.neural_engine import expected_share
@@ -20,6 +21,7 @@ from planish.backends.to_coreml.package import finish
 from planish.backends.to_coreml.runner import PackageRunner
 from planish.backends.to_coreml.stored import with_stored_weights
 from planish.backends.to_coreml.targets import deployment_target
+from planish.compiler.artifact import planish_version
 from planish.compiler.contracts import Lowered
 from planish.compiler.cost import totals
 from planish.compiler.errors import UserError
@@ -44,10 +46,9 @@ def lower(backend: CoreMLBackend, program: Program, profile: HardwareProfile, fo
     options = Options(backend.precision, backend.largest_batch, backend.images, backend.labels)
     with LOCK:
         converted = convert(traced, target, options)
-        notes = [_way(converted)]
-        _save(converted, backend, profile, program, folder / FILE, notes)
-    finish(folder / FILE, _metadata(backend, program), lambda spec: describe_images(spec, backend.images))
-    runtime = _runtime(backend, converted, alone)
+        notes = [_way(converted), *_save(converted.model, backend, profile, program, folder / FILE)]
+    runtime = _runtime(backend, converted.flat, alone)
+    finish(folder / FILE, _metadata(backend, program, profile), lambda spec: describe_images(spec, backend.images))
     unproven, stored = _unproven(folder / FILE, program, runtime), None
     if backend.weights is not None and unproven is None:
         try:
@@ -81,11 +82,9 @@ def _way(converted: Converted) -> str:
     return f"Taken apart, because coremltools does not convert them as they are: {', '.join(converted.decomposed)}."
 
 
-def _save(
-    converted: Converted, backend: CoreMLBackend, profile: HardwareProfile, program: Program, path: Path,
-    notes: list[str],
-) -> None:  # fmt: skip
-    models = [converted.model]
+def _save(model: Any, backend: CoreMLBackend, profile: HardwareProfile, program: Program, path: Path) -> list[str]:
+    """Compress and save. Returns what the Report should tell."""
+    models, notes = [model], []
     try:
         if zeros(program) >= SPARSE_SHARE:
             thinned = sparse(models[-1], profile, is_quantized(program))
@@ -100,6 +99,7 @@ def _save(
     finally:
         for model in models:  # coremltools keeps each until the interpreter ends
             shutil.rmtree(model.package_path, ignore_errors=True)
+    return notes
 
 
 def zeros(program: Program) -> float:
@@ -110,19 +110,32 @@ def zeros(program: Program) -> float:
     return sum(int((weight == 0).sum()) for weight in large) / total if total else 0.0
 
 
-def _metadata(backend: CoreMLBackend, program: Program) -> dict[str, str]:
-    cost = totals(program)
+def _metadata(backend: CoreMLBackend, program: Program, profile: HardwareProfile) -> dict[str, str]:
+    """The Report's figures that follow from Program and options alone: the same Program gives the same bytes.
+
+    What depends on the machine that measures, latency and SNR, stays in the Report.
+    """
+    cost, sparsity = totals(program), zeros(program)
+    form = "int8, with activations" if is_quantized(program) else backend.weights or backend.precision
+    told = (
+        f"Compiled by planish for {profile.name}: computes in {backend.precision}, weights in {form}, "
+        f"{cost.macs / 1e6:.4g} million MACs a row, {cost.parameters / 1e6:.4g} million parameters."
+    )
     own = {
+        "description": told,
+        "planish.version": planish_version(),
+        "planish.target": profile.name,
         "planish.precision": backend.precision,
+        "planish.weights": form,
         "planish.macs": str(cost.macs),
         "planish.parameters": str(cost.parameters),
+        "planish.zeros": f"{sparsity:.3f}",
     }
     return {**own, **backend.metadata}
 
 
-def _runtime(backend: CoreMLBackend, converted: Converted, alone: bool) -> dict[str, Any]:
+def _runtime(backend: CoreMLBackend, flat: Flat, alone: bool) -> dict[str, Any]:
     """What a Runner has to know beyond the package."""
-    flat = converted.flat
     types = [str(dtype).removeprefix("torch.") for dtype in flat.output_types]
     return {
         "inputs": flat.inputs,

@@ -85,6 +85,28 @@ def _zero(kind: str) -> Any:
     return {"int32": np.int32, "fp16": np.float16}.get(kind, np.float32)(0)
 
 
+def div(context: Any, node: Any) -> None:
+    """Both of div and of floor_divide; whole numbers stay whole."""
+    from coremltools.converters.mil.frontend.torch.ops import _get_inputs, _get_kwinputs, promote_input_dtypes
+    from coremltools.converters.mil.mil import Builder as mb
+    from coremltools.converters.mil.mil import types
+
+    x, y, *rest = _get_inputs(context, node)
+    mode = _get_kwinputs(context, node, "rounding_mode", default=[rest[0] if rest else None])[0]
+    mode = "floor" if node.kind.startswith("floor_divide") else getattr(mode, "val", mode)
+    x, y = promote_input_dtypes([x, y])
+    if types.is_int(x.dtype) and mode is None:
+        x, y = (mb.cast(x=each, dtype="fp32") for each in (x, y))
+    if mode is None:
+        result = mb.real_div(x=x, y=y, name=node.name)
+    elif mode == "floor":
+        result = mb.floor_div(x=x, y=y, name=node.name)
+    else:
+        size = mb.floor_div(x=mb.abs(x=x), y=mb.abs(x=y))
+        result = mb.mul(x=size, y=mb.mul(x=mb.sign(x=x), y=mb.sign(x=y)), name=node.name)
+    context.add(result)
+
+
 def prod(context: Any, node: Any) -> None:
     from coremltools.converters.mil.frontend.torch.ops import _get_inputs
     from coremltools.converters.mil.mil import Builder as mb
@@ -222,6 +244,7 @@ CONVERTERS: dict[str, Callable[[Any, Any], None]] = {
     "alias": clone, "clone": clone, "gelu": gelu, "reciprocal": reciprocal, "where": where, "where.self": where,
     "where.scalarself": where, "where.scalarother": where, "prod": prod, "prod.dim_int": prod,
     "scalar_tensor": scalar_tensor,
+    "div": div, "div.scalar_mode": div, "floor_divide": div,
     "upsample_bilinear2d": upsample_bilinear, "upsample_bilinear2d.vec": upsample_bilinear,
     "lstm.input": lstm, "gru.input": gru,
 }  # fmt: skip

@@ -20,7 +20,7 @@ def finish(path: Path, metadata: Mapping[str, str], change: Callable[[Any], None
     """Rewrite what coremltools has put at ``path`` so that nothing in it depends on the day or on chance.
 
     1. The ids of Manifest.json are drawn at random: they become a function of what they name.
-    2. The date goes from the metadata; ``metadata`` (author, license, version, shortDescription, and any other name)
+    2. The date goes from the metadata; ``metadata`` (author, license, version, description, and any other name)
        comes in. ``change`` may edit the rest of the specification.
     3. What is for debugging ExecuTorch is no part of the package.
     """

@@ -5,13 +5,20 @@ Rules:
 1. ``add``, ``sub`` and ``rsub`` with ``alpha`` become a product and a sum: coremltools 9 drops alpha.
    https://github.com/apple/coremltools/issues/2573
 2. Attention of grouped queries gets as many key and value heads as query heads: coremltools 9 drops ``enable_gqa``.
+   https://github.com/apple/coremltools/pull/2855
 3. Attention with a ``scale`` of its own gets scaled queries: MIL's attention has no scale.
+   https://github.com/apple/coremltools/pull/2864
    https://apple.github.io/coremltools/source/coremltools.converters.mil.mil.ops.defs.html (iOS 18, transformers)
 4. Bags of embeddings of one size are an embedding and a reduction.
 5. ``__and__`` and its like are bitwise operators under another name, which coremltools does not know.
 6. Pools without a stride get that of their kernel: some converters demand it.
 7. Windows are cut with at most five dimensions: Core ML has tensors of no more.
    https://github.com/apple/coremltools/blob/main/coremltools/converters/mil/mil/program.py
+   Where two unfolds cut them, the rows of windows are one dimension with the channels.
+8. Flattening is a reshape, pooling to one place a mean, ``to`` a cast or nothing, ``new_ones`` the same as ``full``:
+   what has a converter needs no second trace.
+9. ``arange`` in real numbers counts in whole ones, then casts: coremltools drops its dtype. Reported nowhere that
+   we found.
 """
 
 from __future__ import annotations
@@ -39,6 +46,7 @@ def rewrite(program: Program) -> Program:
             with program.graph.inserting_before(node):
                 replacement = rule(_Here(program.graph, node), node)
             if replacement is not None:
+                replacement.meta["val"] = node.meta["val"]
                 node.replace_all_uses_with(replacement)
     program.graph.eliminate_dead_code()
     program.graph.lint()
@@ -145,7 +153,7 @@ def _with_stride(call: _Here, node: fx.Node) -> fx.Node | None:
 def _on_fewer_dimensions(call: _Here, node: fx.Node) -> fx.Node | None:
     """Rule 7: dimensions that a permutation leaves side by side are one, between two reshapes."""
     source = node.args[0]
-    if not isinstance(source, fx.Node) or source.target not in _RESHAPES or _fake(source).ndim <= _MAX_RANK:
+    if not isinstance(source, fx.Node) or source.target not in _RESHAPES or _fake(source).ndim <= MAX_RANK:
         return None
     if len(source.users) > 1 or not all(_ends_in_reshape(user) for user in node.users):
         return None
@@ -159,10 +167,45 @@ def _on_fewer_dimensions(call: _Here, node: fx.Node) -> fx.Node | None:
     ordered = sorted(groups)
     sizes = [[_fake(source).shape[dim] for dim in group] for group in ordered]
     merged = [math.prod(group) if all(isinstance(size, int) for size in group) else -1 for group in sizes]
-    if len(merged) > _MAX_RANK or merged.count(-1) > 1:
+    if len(merged) > MAX_RANK:
+        return _in_swaps(call, source, _order(node, rank))
+    if merged.count(-1) > 1:
         return None
     flat = call(aten.reshape.default, source.args[0], merged)
     return call(aten.permute.default, flat, [ordered.index(group) for group in groups])
+
+
+def _in_swaps(call: _Here, source: fx.Node, order: list[int]) -> fx.Node | None:
+    """Rule 7: a permutation as swaps of two neighbouring blocks of dimensions, each on four dimensions."""
+    sizes, now = _fake(source).shape, [*range(len(order))]
+    value: Any = source.args[0]
+    for place, wanted in enumerate(order):
+        at = now.index(wanted)
+        if at == place:
+            continue
+        blocks = [now[:place], now[place:at], [wanted], now[at + 1 :]]
+        listed = [[sizes[dim] for dim in block] for block in blocks]
+        shape = [math.prod(block) if all(isinstance(size, int) for size in block) else -1 for block in listed]
+        if shape.count(-1) > 1:
+            return None
+        value = call(aten.permute.default, call(aten.reshape.default, value, shape), [0, 2, 1, 3])
+        now = [*now[:place], wanted, *now[place:at], *now[at + 1 :]]
+    return value if isinstance(value, fx.Node) else None
+
+
+def _windows(call: _Here, node: fx.Node) -> fx.Node | None:
+    """Rule 7: the second of two unfolds, of the columns of [batch, channels, rows of windows, columns, row]."""
+    source, dim, size, step = node.args
+    if not isinstance(source, fx.Node) or source.target is not aten.unfold.default or _fake(source).ndim != MAX_RANK:
+        return None
+    if dim not in (3, -2) or not all(_ends_in_reshape(user) for user in node.users):
+        return None
+    batch, channels, rows, columns, height = _fake(source).shape
+    batch = -1 if not isinstance(batch, int) else batch
+    turned = call(aten.permute.default, source, [0, 1, 2, 4, 3])
+    merged = call(aten.reshape.default, turned, [batch, channels * rows, height, columns])
+    cut = call(aten.unfold.default, merged, 3, size, step)
+    return call(aten.permute.default, cut, [0, 1, 3, 2, 4])
 
 
 def _order(node: fx.Node, rank: int) -> list[int]:
@@ -181,12 +224,50 @@ def _ends_in_reshape(node: fx.Node) -> bool:
     return node.target in _RESHAPES
 
 
+def _flattened(call: _Here, node: fx.Node) -> fx.Node | None:
+    """Rule 8."""
+    source = _fake(node.args[0])
+    shape = [size if isinstance(size, int) else -1 for size in _fake(node).shape]
+    return call(aten.reshape.default, node.args[0], shape) if source.ndim and shape.count(-1) <= 1 else None
+
+
+def _mean_of_all(call: _Here, node: fx.Node) -> fx.Node | None:
+    """Rule 8."""
+    sizes: Any = node.args[1]
+    dims = [*range(-len(sizes), 0)]
+    return call(aten.mean.dim, node.args[0], dims, True) if all(size == 1 for size in sizes) else None
+
+
+def _cast(call: _Here, node: fx.Node) -> fx.Node | None:
+    """Rule 8: where a tensor lies, a package does not know."""
+    source = node.args[0]
+    if not isinstance(source, fx.Node):
+        return None
+    dtype = _fake(node).dtype
+    if dtype is _fake(source).dtype:
+        return source
+    return call(aten._to_copy.default, source, dtype=dtype)
+
+
+def _ones(call: _Here, node: fx.Node) -> fx.Node:
+    """Rule 8."""
+    return call(aten.full.default, node.args[1], 1, dtype=_fake(node).dtype)
+
+
+def _counted(call: _Here, node: fx.Node) -> fx.Node | None:
+    """Rule 9."""
+    dtype = _fake(node).dtype
+    if not dtype.is_floating_point or any(isinstance(arg, float) for arg in node.args):
+        return None
+    return call(aten._to_copy.default, call(node.target, *node.args, dtype=torch.int64), dtype=dtype)
+
+
 def _renamed(target: Any) -> Rule:
     """Rule 5."""
     return lambda call, node: call(target, *node.args)
 
 
-_MAX_RANK = 5
+MAX_RANK = 5
 _RESHAPES = (aten.reshape.default, aten.view.default, aten._unsafe_view.default, aten.flatten.using_ints)
 RULES: dict[Any, Rule] = {
     aten.add.Tensor: _without_alpha, aten.add.Scalar: _without_alpha, aten.sub.Tensor: _without_alpha,
@@ -195,6 +276,12 @@ RULES: dict[Any, Rule] = {
     aten.max_pool1d.default: _with_stride, aten.max_pool2d.default: _with_stride, aten.max_pool3d.default: _with_stride,
     aten.avg_pool1d.default: _with_stride, aten.avg_pool2d.default: _with_stride, aten.avg_pool3d.default: _with_stride,
     aten.permute.default: _on_fewer_dimensions, aten.transpose.int: _on_fewer_dimensions,
+    aten.unfold.default: _windows,
+    aten.arange.default: _counted, aten.arange.start: _counted, aten.arange.start_step: _counted,
+    aten.flatten.using_ints: _flattened, aten.new_ones.default: _ones,
+    aten.to.dtype: _cast, aten.to.device: _cast, aten.to.dtype_layout: _cast, aten.to.other: _cast,
+    aten.adaptive_avg_pool1d.default: _mean_of_all, aten.adaptive_avg_pool2d.default: _mean_of_all,
+    aten.adaptive_avg_pool3d.default: _mean_of_all,
     aten.embedding_bag.padding_idx: _bags, aten._embedding_bag.default: _bags,
     aten.__and__.Tensor: _renamed(aten.bitwise_and.Tensor), aten.__or__.Tensor: _renamed(aten.bitwise_or.Tensor),
     aten.__xor__.Tensor: _renamed(aten.bitwise_xor.Tensor), aten.__and__.Scalar: _renamed(aten.bitwise_and.Scalar),

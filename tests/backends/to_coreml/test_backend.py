@@ -39,6 +39,13 @@ def net() -> nn.Sequential:
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
+FLOAT16_BYTES = 2 * sum(parameter.numel() for parameter in net().parameters())
+
+
+def weight_bytes(result: planish.Result) -> int:
+    return (result.artifact.folder / FILE / WEIGHTS / "weight.bin").stat().st_size
+
+
 def compiled(tmp_path: Path, model: nn.Module | None = None, **options: Any) -> planish.Result:
     return planish.compile(model or net(), "iphone-15", IMAGES, output=tmp_path / "artifact", **options)
 
@@ -89,8 +96,8 @@ def test_int8_from_the_pass_is_exact_in_float32(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("form", "share"), [("int8", 0.75), ("int4", 0.55), ("palette-4", 0.55)])
 def test_weights_alone_get_smaller_and_the_rest_is_proven(tmp_path: Path, form: str, share: float) -> None:
-    whole, small = compiled(tmp_path), compiled(tmp_path, backend=CoreMLBackend(weights=form))
-    assert small.artifact.size_bytes < share * whole.artifact.size_bytes
+    small = compiled(tmp_path, backend=CoreMLBackend(weights=form))
+    assert weight_bytes(small) < share * FLOAT16_BYTES
     assert any(f"Weights as {form}: at least" in note for note in small.report.notes)
 
 
@@ -109,9 +116,9 @@ def test_zeros_are_stored_as_a_mask(tmp_path: Path) -> None:
     for layer in (model[2], model[6]):
         assert isinstance(layer, nn.Conv2d | nn.Linear)
         layer.weight.data[(torch.arange(layer.weight.numel()) % 4 < 2).reshape(layer.weight.shape)] = 0
-    thin = compiled(tmp_path / "a", model)
+    thin = compiled(tmp_path, model)
     assert "constexpr_sparse_to_dense" in kinds(read_package(thin.artifact.folder / FILE))
-    assert thin.artifact.size_bytes < 0.8 * compiled(tmp_path / "b").artifact.size_bytes
+    assert weight_bytes(thin) < 0.8 * FLOAT16_BYTES
 
 
 def test_an_app_gives_images_and_gets_labels(tmp_path: Path) -> None:
@@ -123,6 +130,25 @@ def test_an_app_gives_images_and_gets_labels(tmp_path: Path) -> None:
     package = read_package(result.artifact.folder / FILE)
     assert package.input_features[0].kind == "imageType"
     assert {feature.kind for feature in package.output_features} == {"stringType", "dictionaryType"}
+
+
+def test_a_package_tells_who_made_it_and_what_it_costs(tmp_path: Path) -> None:
+    from coremltools.proto import Model_pb2
+
+    backend = CoreMLBackend(metadata={"author": "me", "version": "1.2", "kind": "demo"})
+    backend.lower(program_of(net(), IMAGES), registry().find_profile("iphone-15"), tmp_path)
+    spec = Model_pb2.Model()
+    spec.ParseFromString((tmp_path / FILE / MODEL).read_bytes())
+    told = spec.description.metadata
+    assert (told.author, told.versionString) == ("me", "1.2")
+    macs = 8 * 8 * 32 * 9 * (3 + 32) + 512 * 10
+    parameters = 32 * 9 * (3 + 32) + 2 * 32 + 513 * 10
+    assert told.userDefined["planish.macs"] == str(macs)
+    assert told.userDefined["planish.parameters"] == str(parameters)
+    assert told.userDefined["kind"] == "demo"
+    assert told.shortDescription.startswith(
+        "Compiled by planish for iphone-15: computes in float16, weights in float16"
+    )
 
 
 @pytest.mark.parametrize(
