@@ -106,7 +106,12 @@ def _exit(failure: BaseException, debug: bool) -> typer.Exit:
     if debug:
         console.print_exception()
     console.print(Text(_sentence(failure), style="red"), soft_wrap=True)
-    return typer.Exit(next(code for kind, code in _CODE_OF.items() if isinstance(failure, kind)))
+    return typer.Exit(code_of(failure))
+
+
+def code_of(failure: BaseException) -> int:
+    """The exit code of an error."""
+    return next(code for kind, code in _CODE_OF.items() if isinstance(failure, kind))
 
 
 def _sentence(failure: BaseException) -> str:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.console import Group
 from rich.text import Text
 from typer import Argument, Option
 
-from planish.compiler.cli_command import FINDINGS, Answer
+from planish.compiler.cli_command import FINDINGS, Answer, code_of
 
 if TYPE_CHECKING:
     from planish.compiler.contracts import FileFinding, Finding
+    from planish.compiler.fleet import Fleet
+    from planish.compiler.result import Result
 
 Model = Annotated[
     str,
@@ -27,6 +29,13 @@ Model = Annotated[
 Target = Annotated[
     str, Option("--target", "-t", help="Name of a target (planish targets), or path of a .toml.", show_default=False)
 ]
+Targets = Annotated[
+    list[str],
+    Option(
+        "--target", "-t", help="Name of a target (planish targets), or path of a .toml; repeat for several.",
+        show_default=False,
+    ),
+]  # fmt: skip
 Inputs = Annotated[
     str | None,
     Option("--inputs", metavar="SOURCE", help="Example inputs: FILE.py:NAME, MODULE:NAME, a .npy or a .npz file."),
@@ -53,7 +62,7 @@ DropBound = Annotated[float | None, Option("--metric-drop", help="How much of th
 
 def compile(
     model: Model,
-    target: Target,
+    target: Targets,
     output: Annotated[
         Path,
         Option("--output", "-o", help="Folder for the artifact; one that is there is replaced.", show_default=False),
@@ -76,28 +85,46 @@ def compile(
     backend: BackendName = None,
     seed: Annotated[int, Option(help="For everything that is drawn.")] = 0,
 ) -> Answer:
-    """Compile MODEL for a target: the artifact and its report, in one folder."""
+    """Compile MODEL for a target: the artifact and its report, in one folder; a folder for each of several targets."""
     from planish.compiler import cli_models, driver
     from planish.compiler.contracts import Budget
     from planish.compiler.report_table import as_renderable
     from planish.compiler.targets import find_profile
 
-    profile = find_profile(target)  # a wrong name is told before the model is loaded
-    result = driver.compile(
-        passes=cli_models.load_passes(plan, passes or [], no_compression),
-        model=cli_models.load_model(model),
-        target=profile,
-        example_inputs=cli_models.load_inputs(inputs) if inputs else None,
-        calibration=cli_models.load_calibration(calibration) if calibration else None,
-        metric=cli_models.load_metric(metric) if metric else None,
-        budget=Budget(budget_latency_ms, budget_size_mb, budget_memory_mb, metric_drop),
-        backend=backend,
-        output=output,
-        seed=seed,
-    )
-    document = {"artifact": str(result.artifact.folder), "report": result.report.model_dump(mode="json")}
+    profiles = [find_profile(name) for name in target]  # a wrong name is told before the model is loaded
+    options: driver.Options = {
+        "metric": cli_models.load_metric(metric) if metric else None,
+        "budget": Budget(budget_latency_ms, budget_size_mb, budget_memory_mb, metric_drop),
+        "passes": cli_models.load_passes(plan, passes or [], no_compression),
+        "backend": backend,
+        "output": output,
+        "seed": seed,
+    }
+    data = cli_models.load_calibration(calibration) if calibration else None
+    loaded, example = cli_models.load_model(model), cli_models.load_inputs(inputs) if inputs else None
+    if len(profiles) > 1:
+        fleet = driver.compile(loaded, targets=profiles, example_inputs=example, calibration=data, **options)
+        return _fleet(fleet, output)
+    result = driver.compile(loaded, profiles[0], example, data, **options)
     told = Text(f"\nThe artifact, its manifest.json and its report.json are in {output}.")
-    return Answer(document, Group(as_renderable(result.report), told))
+    return Answer(_document(result), Group(as_renderable(result.report), told))
+
+
+def _fleet(fleet: Fleet, output: Path) -> Answer:
+    from planish.compiler import fleet_table
+
+    document = {
+        "targets": {name: _document(result) for name, result in fleet.items()},
+        "failures": {name: str(failure) for name, failure in fleet.failures.items()},
+        "reused": fleet.reused,
+    }
+    told = Text(f"\nThe artifacts, each with its manifest.json and report.json, are in {output}/TARGET.")
+    code = next((code_of(failure) for failure in fleet.failures.values()), 0)
+    return Answer(document, Group(fleet_table.as_renderable(fleet), told), code)
+
+
+def _document(result: Result) -> dict[str, Any]:
+    return {"artifact": str(result.artifact.folder), "report": result.report.model_dump(mode="json")}
 
 
 def plan(

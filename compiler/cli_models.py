@@ -22,11 +22,11 @@ from torch.export import ExportedProgram
 
 from planish.compiler.contracts import Pass
 from planish.compiler.errors import PlanishError, UserError, closest
-from planish.compiler.job import Model
 from planish.compiler.judge import Metric
 from planish.compiler.plan import Plan
 from planish.compiler.plugins import registry
 from planish.compiler.program import Program
+from planish.compiler.request import Model
 
 PROGRAM = ".planish"
 """Suffix of a saved Program."""

@@ -4,47 +4,53 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack, overload
 
 import torch
 
 from planish.compiler import artifact as artifacts
 from planish.compiler.artifact import Artifact
 from planish.compiler.contracts import Backend, Budget, FileFinding, Finding, Pass, Situation, run_checks
-from planish.compiler.example_inputs import find_example_inputs
-from planish.compiler.hardware import HardwareProfile
-from planish.compiler.inputs import Inputs
-from planish.compiler.job import Job, Model
+from planish.compiler.errors import UserError
+from planish.compiler.fleet import Fleet, compile_fleet
+from planish.compiler.job import Job
 from planish.compiler.judge import Metric
+from planish.compiler.once import Once, form_of
 from planish.compiler.plan import Plan, make_plan
 from planish.compiler.plugins import registry
-from planish.compiler.program import Program
 from planish.compiler.progress import stages
-from planish.compiler.report import Report
+from planish.compiler.request import Model, Request
+from planish.compiler.result import Result
 from planish.compiler.targets import Target, find_backend, find_profile, takes_dynamic_shapes
-from planish.compiler.trace import trace_with_notes
 
 
-@dataclass(frozen=True)
-class Result:
-    """What ``planish.compile`` returns."""
+class Options(TypedDict, total=False):
+    """What ``compile`` takes by name, for one target as for several."""
 
-    artifact: Artifact
-    program: Program
-    """The rewritten Program, from which the artifact was lowered."""
-    plan: Plan
-    report: Report
-
-    def run(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the artifact: the model's own arguments and output structure, torch tensors in and out."""
-        return self.artifact.run(*args, **kwargs)
+    metric: Metric | None
+    budget: Budget | None
+    passes: Plan | Iterable[Pass] | None
+    backend: str | Backend | None
+    output: str | Path | None
+    seed: int
+    train: Iterable[Any] | None
+    teacher: Any
 
 
+@overload
+def compile(
+    model: Model, target: Target, example_inputs: Any = None, calibration: Iterable[Any] | None = None,
+    **options: Unpack[Options],
+) -> Result: ...  # fmt: skip
+@overload
+def compile(
+    model: Model, *, targets: Iterable[Target], example_inputs: Any = None, calibration: Iterable[Any] | None = None,
+    **options: Unpack[Options],
+) -> Fleet: ...  # fmt: skip
 def compile(
     model: Model,
-    target: Target,
+    target: Target | None = None,
     example_inputs: Any = None,
     calibration: Iterable[Any] | None = None,
     metric: Metric | None = None,
@@ -55,7 +61,9 @@ def compile(
     seed: int = 0,
     train: Iterable[Any] | None = None,
     teacher: Any = None,
-) -> Result:
+    *,
+    targets: Iterable[Target] | None = None,
+) -> Result | Fleet:
     """Compile ``model`` for the device ``target``, keep what pays there, and prove that it still computes the same.
 
     Args:
@@ -77,36 +85,40 @@ def compile(
             lose accuracy are followed by training, which wins it back; without it, nothing is trained.
         teacher: what training imitates, anything callable as the model is (another model, an ExportedProgram, an
             artifact), or several of them; the model before compression if left out.
+        targets: several devices instead of ``target``. What is the same for them is done once: tracing, the
+            calibration rows, every pass whose options and whose facts of the device are equal, training among them.
+            A Fleet comes back; what fails for one target is in ``Fleet.failures``, and the others go on.
 
     Raises:
         UserError: the model, the data, the target or an option does not fit.
         PassError, LoweringError: a pass or backend failed; the message names node and module.
         VerificationError: the artifact does not compute what the Program does. Nothing is written then.
     """
+    request = Request.of(
+        model, example_inputs, calibration, metric, budget, passes, backend, seed, train, teacher
+    )  # fmt: skip
+    place = None if output is None else Path(output)
+    if (target is None) == (targets is None):
+        raise UserError("Name either target, one device, or targets, several.")
     with torch.random.fork_rng(devices=[]), stages().shown() as progress:
+        if targets is not None:
+            return compile_fleet(request, targets, place, progress, _finish)
+        assert target is not None
         torch.manual_seed(seed)
-        with tempfile.TemporaryDirectory(prefix="planish-") as scratch, artifacts.new_folder(_path(output)) as folder:
-            job = Job.start(
-                model,
-                target,
-                example_inputs,
-                calibration,
-                metric,
-                budget,
-                passes,
-                backend,
-                seed,
-                train,
-                teacher,
-                progress,
-            )
-            judge = job.judge(metric, scratch)
-            outcome = job.run(judge)
-            job.check_artifact(outcome)
-            manifest = job.write(outcome, folder)
-            report = job.report(outcome)
-            report.save(folder / "report.json")
-    place = _path(output) or folder
+        with artifacts.new_folder(place) as folder:
+            job = Job.start(request, target, Once(request, progress))
+            return _finish(job, folder, place or folder)
+
+
+def _finish(job: Job, folder: Path, place: Path) -> Result:
+    """What follows the start: passes, proof, files, report. ``folder`` will lie at ``place``."""
+    with tempfile.TemporaryDirectory(prefix="planish-") as scratch:
+        judge = job.judge(scratch)
+        outcome = job.run(judge)
+        job.check_artifact(outcome)
+        manifest = job.write(outcome, folder)
+        report = job.report(outcome)
+        report.save(folder / "report.json")
     return Result(Artifact(place, manifest, job.backend), outcome.best.program, job.plan, report)
 
 
@@ -121,9 +133,9 @@ def check(
     """What would fail or fall back for ``model`` on ``target``, before any work is done."""
     profile = find_profile(target)
     chosen, _ = find_backend(profile, backend)
-    inputs, _ = find_example_inputs(model, example_inputs)
-    program = _traced(model, inputs, profile, chosen)
-    return run_checks(program, chosen.checks(profile))
+    any_batch = takes_dynamic_shapes(profile, chosen)
+    program = Once(Request(model, example_inputs), stages()).traced(any_batch).program
+    return run_checks(form_of(any_batch)(program), chosen.checks(profile))
 
 
 def check_file(file: Path, target: Target, backend: str | Backend | None = None) -> list[FileFinding]:
@@ -144,19 +156,10 @@ def plan(
     """The Plan that ``compile`` would follow: print it, save it, edit it, and pass it as ``passes=``."""
     profile = find_profile(target)
     chosen, _ = find_backend(profile, backend)
-    inputs, _ = find_example_inputs(model, example_inputs)
-    program = _traced(model, inputs, profile, chosen)
+    any_batch = takes_dynamic_shapes(profile, chosen)
+    program = Once(Request(model, example_inputs), stages()).traced(any_batch).program
     rules = registry().coupling_rules
     situation = Situation(
         program, profile, chosen.scheme(profile), budget or Budget(), train is not None, coupling_rules=rules
     )
     return make_plan(situation, registry().passes.values())
-
-
-def _traced(model: Model, inputs: Inputs, profile: HardwareProfile, backend: Backend) -> Program:
-    dynamic = takes_dynamic_shapes(profile, backend)
-    return trace_with_notes(model, inputs if dynamic else next(inputs.split(1)), dynamic).program
-
-
-def _path(output: str | Path | None) -> Path | None:
-    return None if output is None else Path(output)

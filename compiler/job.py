@@ -1,41 +1,36 @@
-"""One compilation, step by step: what ``compile`` calls."""
+"""One compilation for one target, step by step: what ``compile`` calls."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
-from torch.export import ExportedProgram
 
 from planish.compiler import artifact as artifacts
 from planish.compiler.artifact import Manifest
-from planish.compiler.calibration import Calibration, InputForm, from_data, readable
-from planish.compiler.contracts import Backend, Budget, Context, Finding, Pass, Situation, run_checks
+from planish.compiler.contracts import Backend, Budget, Context, Finding, Situation, run_checks
 from planish.compiler.cost import node_costs
-from planish.compiler.drawn_inputs import draw_calibration
 from planish.compiler.errors import UserError
-from planish.compiler.example_inputs import find_example_inputs
+from planish.compiler.fixed_shapes import row_by_row
 from planish.compiler.half_precision import in_half_precision
 from planish.compiler.hardware import HardwareProfile
 from planish.compiler.inputs import Inputs
 from planish.compiler.judge import Judge, Metric, probes, runner_of
 from planish.compiler.memory import peak_memory_mb
+from planish.compiler.once import Once, form_of
 from planish.compiler.pipeline import Outcome, run_plan
-from planish.compiler.plan import Plan, as_plan, make_plan
+from planish.compiler.plan import Plan, make_plan
 from planish.compiler.plugins import registry
 from planish.compiler.program import Program
-from planish.compiler.progress import Stages
 from planish.compiler.report import Error, Report
-from planish.compiler.rules import verify
+from planish.compiler.request import Request
 from planish.compiler.signature import Signature
 from planish.compiler.targets import Target, find_backend, find_profile, takes_dynamic_shapes
-from planish.compiler.trace import evaluated, trace_with_notes
-from planish.compiler.training_data import TrainingData
+from planish.compiler.trace import evaluated
 from planish.compiler.verify import (
     Outputs,
     agree,
@@ -48,82 +43,71 @@ from planish.compiler.verify import (
     outputs_of,
 )
 
-Model = nn.Module | ExportedProgram | Program
-
 
 @dataclass
 class Job:
     """One compilation: what was resolved at its start, and what it says of itself."""
 
-    model: Model
+    request: Request
+    once: Once
     profile: HardwareProfile
     backend: Backend
     program: Program
+    """What the passes work on."""
+    form: Callable[[Program], Program]
+    """What the backend is given of a Program."""
     plan: Plan
-    calibration: Calibration
     context: Context
-    budget: Budget
     notes: list[str]
-    progress: Stages
     errors: list[Error]
 
     @classmethod
-    def start(
-        cls, model: Model, target: Target, example_inputs: Any, data: Iterable[Any] | None, metric: Metric | None,
-        budget: Budget | None, passes: Plan | Iterable[Pass] | None, backend: str | Backend | None, seed: int,
-        train: Iterable[Any] | None, teacher: Any, progress: Stages,
-    ) -> Job:  # fmt: skip
-        """Everything that can be wrong with the arguments is found here, before any work."""
+    def start(cls, request: Request, target: Target, once: Once) -> Job:
+        """Everything that can be wrong with the target is found here, before any work."""
         profile = find_profile(target)
-        chosen, note = find_backend(profile, backend)
+        backend, note = find_backend(profile, request.backend)
+        any_batch = takes_dynamic_shapes(profile, backend)
+        traced = once.traced(any_batch)
+        program, form = traced.program, form_of(any_batch)
+        with once.progress.stage("trace"):
+            lowered = form(program)
         notes = [note] if note else []
-        given = None if passes is None else as_plan(passes)
-        data = None if data is None else readable(data)
-        training_data = None if train is None else TrainingData(train)
-        if budget is not None and not isinstance(budget, Budget):
-            raise UserError(f"Pass planish.Budget(…) as budget, not {budget!r}.")
-        with progress.stage("trace"):
-            inputs, origin = find_example_inputs(model, example_inputs, data)
-            dynamic = takes_dynamic_shapes(profile, chosen)
-            traced = trace_with_notes(model, inputs if dynamic else next(inputs.split(1)), dynamic)
-            program = traced.program
-            verify(program, "tracing")
-        if not dynamic:
-            owner = f"The {chosen.name} backend" if profile.support.dynamic_shapes else profile.title
-            notes.append(f"{owner} takes fixed shapes only: the batch is {program.example_inputs.batch_size}.")
-        notes += [origin, *traced.notes]
-        findings = run_checks(program, chosen.checks(profile))
+        if not any_batch:
+            owner = f"The {backend.name} backend" if profile.support.dynamic_shapes else profile.title
+            notes.append(f"{owner} takes fixed shapes only: the batch is {lowered.example_inputs.batch_size}.")
+        notes += [once.inputs[1], *traced.notes]
+        findings = run_checks(lowered, backend.checks(profile))
         _raise_errors(findings, profile)
         notes += _warnings(findings)
-        scheme = chosen.scheme(profile)
-        budget = budget or Budget()
-        with progress.stage("plan"):
-            rules = registry().coupling_rules
-            situation = Situation(program, profile, scheme, budget, train is not None, coupling_rules=rules)
-            plan = given or make_plan(situation, registry().passes.values())
-        with progress.stage("calibration data"):
-            calibration = _calibration(model, data, program, plan, seed, notes, progress)
+        scheme, rules = backend.scheme(profile), registry().coupling_rules
+        with once.progress.stage("plan"):
+            situation = Situation(
+                program, profile, scheme, request.budget, request.train is not None, coupling_rules=rules
+            )
+            plan = request.plan or make_plan(situation, registry().passes.values())
+        calibration = once.calibration(program, draws=not all(step.compression.exact for step in plan))
+        if calibration.origin not in ("given", "the example inputs"):
+            notes.insert(0, f"No calibration data was given: inputs were {calibration.origin}.")
         context = Context(
-            profile, scheme, calibration, seed, train=training_data, teacher=teacher, metric=metric, original=program,
-            progress=progress, coupling_rules=rules,
+            profile, scheme, calibration, request.seed, train=request.train, teacher=request.teacher,
+            metric=request.metric, original=program, progress=once.progress, coupling_rules=rules,
         )  # fmt: skip
-        return cls(model, profile, chosen, program, plan, calibration, context, budget, notes, progress, [])
+        return cls(request, once, profile, backend, program, form, plan, context, notes, [])
 
-    @property
-    def name(self) -> str:
-        return type(self.model).__name__ if isinstance(self.model, nn.Module) else "program"
-
-    def judge(self, metric: Metric | None, scratch: str) -> Judge:
-        return Judge(self.backend, self.profile, self.budget, metric, self._fresh_batches, Path(scratch))
+    def judge(self, scratch: str) -> Judge:
+        score = self.request.metric
+        if score is not None and self.program.dynamic_axes and not self.form(self.program).dynamic_axes:
+            score = _of_rows(score)
+        return Judge(self.backend, self.profile, self.request.budget, score, self._fresh_batches, Path(scratch))
 
     def run(self, judge: Judge) -> Outcome:
-        with self.progress.stage("passes"):
-            return run_plan(self.program, self.plan, self.context, judge, self.progress.say)
+        with self.once.progress.stage("passes"):
+            return run_plan(self.program, self.plan, self.context, judge, self.once, self.form)
 
     def check_artifact(self, outcome: Outcome) -> None:
         """The model against the Program, and the Program against the lowered files. Raises VerificationError."""
         best, backend, profile = outcome.best, self.backend, self.profile
-        with self.progress.stage("verify"):
+        with self.once.progress.stage("verify"):
             batches = self._fresh_batches
             cleaned = outcome.baseline.outputs
             self._check_program(cleaned, batches)
@@ -152,7 +136,7 @@ class Job:
 
     def _check_program(self, cleaned: Outputs, batches: list[Inputs]) -> None:
         """What tracing and the exact passes made, against the model as the user has it."""
-        reference = evaluated(self.model) if isinstance(self.model, nn.Module) else self.program
+        reference = evaluated(self.request.model) if isinstance(self.request.model, nn.Module) else self.program
         found = compare(outputs_of(reference, batches), cleaned)
         if not agree(found) and not agree(errors(reference, reference, batches)):
             self.notes.append("The model is random in evaluation: the Program was not compared with it.")
@@ -162,9 +146,10 @@ class Job:
     @cached_property
     def _fresh_batches(self) -> list[Inputs]:
         """A few rows in one batch, then one alone; only the example inputs where the batch is fixed."""
-        if not self.program.dynamic_axes:
-            return [self.program.example_inputs]
-        (fresh,) = probes(self.calibration, self.program.example_inputs)
+        lowered = self.form(self.program)
+        if not lowered.dynamic_axes:
+            return [lowered.example_inputs]
+        (fresh,) = probes(self.context.calibration, self.program.example_inputs)
         return [*fresh.split(max(1, fresh.batch_size - 1))]
 
     def write(self, outcome: Outcome, folder: Path) -> Manifest:
@@ -174,9 +159,10 @@ class Job:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.move(best.folder / name, target)  # the two may lie on different file systems
         tensors = [leaf for leaf in best.program.example_inputs.leaves() if isinstance(leaf, Tensor)]
-        self.backend.write_build_files(folder, self.profile, tensors)
+        if self.backend.cannot_time(self.profile) is not None:  # this machine is no such device
+            self.backend.write_build_files(folder, self.profile, tensors)
         manifest = Manifest(
-            model=self.name,
+            model=self.request.name,
             backend=self.backend.name,
             profile=self.profile,
             signature=Signature.of(best.program.graph).to_json(),
@@ -193,19 +179,24 @@ class Job:
 
     def report(self, outcome: Outcome) -> Report:
         return Report(
-            model=self.name,
+            model=self.request.name,
             target=self.profile.name,
             backend=self.backend.name,
-            notes=[*self.notes, *outcome.best.lowered.notes, *_unmet(self.budget, outcome)],
+            notes=[*self.notes, *outcome.best.lowered.notes, *_unmet(self.request.budget, outcome)],
             baseline=outcome.baseline.figures,
             result=outcome.best.figures,
             steps=outcome.steps,
             not_planned=dict(self.plan.left_out),
             runtime_decisions=[*outcome.best.lowered.decisions],
             errors=self.errors,
-            seconds=self.progress.seconds,
+            seconds=self.once.progress.seconds,
             peak_memory_mb=peak_memory_mb(),
         )
+
+
+def _of_rows(metric: Metric) -> Metric:
+    """``metric`` for files that take one row: it may call them with as many as it likes."""
+    return lambda run: metric(row_by_row(run))
 
 
 def _warnings(findings: list[Finding]) -> list[str]:
@@ -221,20 +212,6 @@ def _raise_errors(findings: list[Finding], profile: HardwareProfile) -> None:
     broken = [finding for finding in findings if finding.check.severity == "error"]
     if broken:
         raise UserError(f"{profile.title} cannot take this model: " + "; ".join(dict.fromkeys(map(str, broken))))
-
-
-def _calibration(
-    model: Model, data: Iterable[Any] | None, program: Program, plan: Plan, seed: int, notes: list[str],
-    progress: Stages,
-) -> Calibration:  # fmt: skip
-    if data is not None:
-        form = InputForm.of_module(model) if isinstance(model, nn.Module) else InputForm.of_program(program)
-        return from_data(data, form, program)
-    if all(step.compression.exact for step in plan):
-        return Calibration([program.example_inputs], "the example inputs")
-    drawn = draw_calibration(program, seed=seed, progress=progress)
-    notes.insert(0, f"No calibration data was given: inputs were {drawn.origin}.")
-    return drawn
 
 
 def _unmet(budget: Budget, outcome: Outcome) -> list[str]:

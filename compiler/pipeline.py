@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from planish.compiler.contracts import Context, Pass
 from planish.compiler.errors import PassError, PlanishError
 from planish.compiler.judge import Candidate, Judge
 from planish.compiler.memory import peak_memory_mb, return_freed_memory, reuse_freed_memory
+from planish.compiler.once import Once
 from planish.compiler.plan import Plan, PlannedPass
 from planish.compiler.program import Program
 from planish.compiler.report import Step
 from planish.compiler.rules import verify
-
-Progress = Callable[[str], None]
 
 
 @dataclass
@@ -30,30 +30,35 @@ class Outcome:
     kept: list[Pass] = field(default_factory=list)
 
 
-def run_plan(program: Program, plan: Plan, context: Context, judge: Judge, progress: Progress) -> Outcome:
-    """Run every step on what the steps before it made. Raises PassError naming pass, node and what ran before."""
+def run_plan(
+    program: Program, plan: Plan, context: Context, judge: Judge, once: Once, form: Callable[[Program], Program]
+) -> Outcome:
+    """Run every step on what the steps before it made; ``form`` is what the backend is given of a Program.
+
+    Raises PassError naming pass, node and what ran before.
+    """
     steps: list[Step] = []
     kept: list[Pass] = []
     outcome: Outcome | None = None
     reuse_freed_memory()
     for planned in _with_requirements(plan):
-        progress(planned.compression.name)
+        once.progress.say(planned.compression.name)
         start = time.perf_counter()
         context.decisions.clear()
         context.notes.clear()
-        rewritten = _run(planned.compression, program, context, kept)
+        rewritten = once.rewritten(planned.compression, program, context, partial(_run, before=[*kept]))
         if planned.compression.exact:
             if outcome is not None:
-                outcome.best = judge.lowered_again(outcome.best, rewritten, planned.compression.name)
+                outcome.best = judge.lowered_again(outcome.best, form(rewritten), planned.compression.name)
             program = rewritten
             kept.append(planned.compression)
             verdict = "Outputs stay the same: kept without being judged."
             steps.append(_record(planned, "exact", verdict, start, context))
             continue
         if outcome is None:
-            baseline = judge.baseline(program)
+            baseline = judge.baseline(form(program))
             outcome = Outcome(baseline, baseline, steps, kept)
-        judgement = judge.compare(outcome.best, rewritten, planned)
+        judgement = judge.compare(outcome.best, form(rewritten), planned)
         step = _record(planned, judgement.outcome, judgement.verdict, start, context)
         step.before, step.after = judgement.before, judgement.after
         steps.append(step)
@@ -62,7 +67,7 @@ def run_plan(program: Program, plan: Plan, context: Context, judge: Judge, progr
             program = rewritten
             kept.append(planned.compression)
     if outcome is None:
-        baseline = judge.baseline(program)
+        baseline = judge.baseline(form(program))
         judge.time_alone(baseline)
         outcome = Outcome(baseline, baseline, steps, kept)
     return outcome
@@ -86,7 +91,7 @@ def _required(compression: Pass, done: set[type[Pass]]) -> Iterator[PlannedPass]
             yield PlannedPass(required, f"Required by {compression.name}.")
 
 
-def _run(compression: Pass, program: Program, context: Context, before: list[Pass]) -> Program:
+def _run(compression: Pass, program: Program, context: Context, before: Sequence[Pass]) -> Program:
     names = tuple(step.name for step in before)
     try:
         rewritten = compression.run(program, context)

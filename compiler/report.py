@@ -116,7 +116,9 @@ class DeviceReport(_Record):
         )
 
 
-_TOLD = ("device", "jetpack", "tensorrt", "power mode")
+_TOLD = (
+    "device", "jetpack", "tensorrt", "power mode", "onnxruntime", "onnxruntime-qnn", "openvino", "threads",
+)  # fmt: skip
 
 
 class Report(_Record):

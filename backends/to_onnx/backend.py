@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from planish.compiler.contracts import Backend, Check, Lowered, Runner
+from planish.compiler.contracts import Backend, Check, FileFinding, Lowered, Runner
 from planish.compiler.errors import MissingDependency
 from planish.compiler.hardware import HardwareProfile
 from planish.compiler.host import not_this_machine
@@ -21,8 +21,6 @@ from planish.compiler.signature import Signature
 from planish.compiler.verify import is_quantized
 
 FILE = "model.onnx"
-OPSET = 20
-"""Has Gelu; runtimes from 2024 on read it. A profile's ``runtime.opset`` lowers it."""
 
 
 class OnnxBackend(Backend):
@@ -31,32 +29,43 @@ class OnnxBackend(Backend):
     name: ClassVar[str] = "onnx"
 
     def scheme(self, profile: HardwareProfile) -> QuantizationScheme | None:
+        from planish.backends.to_onnx.providers import providers_of
         from planish.backends.to_onnx.scheme import scheme_for
 
-        return scheme_for(profile)
+        scheme = scheme_for(profile)
+        return None if scheme is None else providers_of(profile)[0].scheme(scheme, profile)
 
     def checks(self, profile: HardwareProfile) -> tuple[Check, ...]:
         from planish.backends.to_onnx.checks import checks_for
 
         return checks_for(profile)
 
+    def check_file(self, file: Path, profile: HardwareProfile) -> list[FileFinding]:
+        _require()
+        from planish.backends.to_onnx.graph_rules import findings_in
+        from planish.backends.to_onnx.providers import rules_for
+
+        rules = rules_for(profile)
+        return findings_in(file, rules) if rules else super().check_file(file, profile)
+
     def lower(self, program: Program, profile: HardwareProfile, folder: Path) -> Lowered:
         _require()
         import onnxruntime
 
         from planish.backends.to_onnx.audit import float_fallbacks
-        from planish.backends.to_onnx.exporter import lower_any
         from planish.backends.to_onnx.files import save
+        from planish.backends.to_onnx.lowered import lowered_for, opset_for
+        from planish.backends.to_onnx.providers import CPU, providers_of
 
-        opset = min(OPSET, profile.runtime.opset or OPSET)
-        model, note = lower_any(program, opset)
+        model, note = lowered_for(program, profile)
         save(model, folder / FILE)
-        fallbacks, notes = float_fallbacks(folder / FILE, program) if is_quantized(program) else ([], [])
+        on_cpu = providers_of(profile) == (CPU,)
+        fallbacks, notes = float_fallbacks(folder / FILE, program) if on_cpu and is_quantized(program) else ([], [])
         return Lowered(
             files=tuple(sorted(path.name for path in folder.iterdir())),
             decisions=tuple(fallbacks),
             notes=tuple([note, *notes] if note else notes),
-            versions={"onnxruntime": onnxruntime.__version__, "opset": str(opset)},
+            versions={"onnxruntime": onnxruntime.__version__, "opset": str(opset_for(profile))},
         )
 
     def cannot_run(self, profile: HardwareProfile) -> str | None:
@@ -76,6 +85,14 @@ class OnnxBackend(Backend):
         from planish.backends.to_onnx.timing import time_files
 
         return time_files([folder / FILE for folder in folders], _tensors(inputs), threads)
+
+    def write_build_files(
+        self, folder: Path, profile: HardwareProfile, inputs: Sequence[Any] | None = None
+    ) -> tuple[str, ...]:
+        _require()
+        from planish.backends.to_onnx import build_folder
+
+        return build_folder.write(folder, profile, None if inputs is None else _tensors(inputs))
 
 
 class _Session(Runner):

@@ -16,7 +16,13 @@ aten = torch.ops.aten
 
 
 def checks_for(profile: HardwareProfile) -> tuple[Check, ...]:
-    return (NO_COMPLEX, NO_RULE, NO_STATE)
+    from planish.backends.to_onnx.graph_rules import checks_of
+    from planish.backends.to_onnx.lowered import lowered_for
+    from planish.backends.to_onnx.providers import rules_for
+
+    own = (NO_COMPLEX, NO_RULE, NO_STATE)
+    rules = rules_for(profile)
+    return (*own, *checks_of(rules, lambda program: lowered_for(program, profile)[0])) if rules else own
 
 
 def _without_rule(program: Program) -> Iterator[fx.Node]:

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from planish.backends.to_onnx.graph_rules import Rule, origin
 from planish.backends.to_tensorrt import rtx
-from planish.backends.to_tensorrt.checks import origin
 from planish.backends.to_tensorrt.integers import meant_for_integers
-from planish.backends.to_tensorrt.rules import Rule, rules_for
-from planish.backends.to_tensorrt.versions import oldest_version
+from planish.backends.to_tensorrt.rules import rules_of
 from planish.compiler.errors import LoweringError
 from planish.compiler.hardware import HardwareProfile
 from planish.compiler.program import Program, op_name, source_module
@@ -21,8 +20,7 @@ UNEXPLAINED = "No rule of planish explains it"
 
 
 def broken_rules(model: ir.Model, profile: HardwareProfile) -> Broken:
-    rules = rules_for(oldest_version(profile), frozenset(profile.support.dtypes))
-    return [(rule, node) for rule in rules for node in rule.offenders(model.graph)]
+    return [(rule, node) for rule in rules_of(profile) for node in rule.offenders(model.graph)]
 
 
 def demand_readable(model: ir.Model, program: Program, profile: HardwareProfile) -> None:

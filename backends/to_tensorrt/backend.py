@@ -44,9 +44,10 @@ class TensorRtBackend(Backend):
         return checks_for(profile)
 
     def check_file(self, file: Path, profile: HardwareProfile) -> list[FileFinding]:
-        from planish.backends.to_tensorrt import check_file
+        from planish.backends.to_onnx.graph_rules import findings_in
+        from planish.backends.to_tensorrt.rules import rules_of
 
-        return check_file.check_file(file, profile)
+        return findings_in(file, rules_of(profile))
 
     def lower(self, program: Program, profile: HardwareProfile, folder: Path) -> Lowered:
         from planish.backends.to_onnx.exporter import lower_any
@@ -79,7 +80,7 @@ class TensorRtBackend(Backend):
         return "TensorRT builds and times its engine on the device (build.py, in the artifact)"
 
     def load(self, folder: Path, profile: HardwareProfile, signature: Signature, runtime: dict[str, Any]) -> Runner:
-        from planish.backends.to_tensorrt.reference import Reference
+        from planish.backends.to_onnx.reference import Reference
 
         return Reference(folder / FILE)
 

@@ -98,13 +98,14 @@ def _commutes(node: ir.Node) -> bool:
 
     1. A cast to a float type alone.
     2. A padding with zeros becomes part of the convolution that reads it, and that nothing else reads it with.
-    3. A max pool whose values are quantized again joins that quantization: it pools floats for its other readers.
+    3. A max pool right behind a DequantizeLinear whose values are quantized again joins that quantization: it pools
+       floats for its other readers. With an operator in between (a transposition) it does not.
     """
     if node.op_type == "Cast":
         return integer(node, "to", 0) in (ir.DataType.FLOAT, ir.DataType.FLOAT16)
     if node.op_type == "Pad" and text(node, "mode", "constant") == "constant":
         return _pads_with_zeros(node) and _part_of_a_convolution(node)
-    return node.op_type != "MaxPool" or not _quantized_again(node)
+    return node.op_type != "MaxPool" or not (_right_behind_integers(node) and _quantized_again(node))
 
 
 def _pads_with_zeros(node: ir.Node) -> bool:
@@ -120,14 +121,30 @@ def _part_of_a_convolution(pad: ir.Node) -> bool:
     )
 
 
-def _quantized_again(node: ir.Node, negated: bool = False) -> bool:
-    """Whether a QuantizeLinear can move backward to ``node``; over a negation it does with one scale alone."""
+_MAXIMA = frozenset({"GlobalMaxPool", "ReduceMax"})
+"""A DequantizeLinear moves forward over them, a QuantizeLinear does not move backward."""
+
+
+_WITH_ONE_SCALE = frozenset({"Expand", "Gather", "Neg", "Slice", "Tile"})
+
+
+def _right_behind_integers(node: ir.Node) -> bool:
+    maker = node.inputs[0].producer() if node.inputs[0] is not None else None
+    while maker is not None and maker.op_type in ("Identity", "Cast", "Dropout") and maker.inputs[0] is not None:
+        maker = maker.inputs[0].producer()
+    return maker is not None and maker.op_type == "DequantizeLinear"
+
+
+def _quantized_again(node: ir.Node, one_scale_alone: bool = False) -> bool:
+    """Whether a QuantizeLinear can move backward to ``node``: over some operators it does so with one scale alone."""
     for reader in (reader for value in node.outputs for reader in value.consumers()):
         if reader.op_type == "QuantizeLinear":
             scale = reader.inputs[1]
-            if not negated or (scale is not None and not scales_per_axis(scale)):
+            if not one_scale_alone or (scale is not None and not scales_per_axis(scale)):
                 return True
-        elif reader.op_type in COMMUTING and _quantized_again(reader, negated or reader.op_type == "Neg"):
+        elif reader.op_type in COMMUTING - _MAXIMA and _quantized_again(
+            reader, one_scale_alone or reader.op_type in _WITH_ONE_SCALE
+        ):
             return True
     return False
 

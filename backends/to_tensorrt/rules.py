@@ -5,12 +5,12 @@ The same rules serve ``planish check`` on a model, the lowered file, and a file 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator
 
 import onnx_ir as ir
 
+from planish.backends.to_onnx.graph_rules import Rule, nodes
+from planish.backends.to_tensorrt import dla
 from planish.backends.to_tensorrt.dequantized import constant_of, integer, text
 from planish.backends.to_tensorrt.integers import (
     fused_projections,
@@ -19,6 +19,8 @@ from planish.backends.to_tensorrt.integers import (
     transposed_convolutions,
 )
 from planish.backends.to_tensorrt.operators import TABLES, Version, reads
+from planish.backends.to_tensorrt.versions import oldest_version
+from planish.compiler.hardware import HardwareProfile
 
 EXPLICIT = (
     "https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/quantized-types-explicit-quantization.html"
@@ -28,18 +30,11 @@ _QDQ = ("QuantizeLinear", "DequantizeLinear")
 _NUMBERS = frozenset({ir.DataType.INT8, ir.DataType.FLOAT8E4M3FN, ir.DataType.INT4, ir.DataType.FLOAT4E2M1})
 _FLOAT8 = frozenset({ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT4E2M1})
 
-Offenders = Callable[[ir.Graph], Iterator[ir.Node]]
 
-
-@dataclass(frozen=True)
-class Rule:
-    """One requirement on an ONNX graph; ``offenders`` yields the nodes that break it."""
-
-    name: str
-    sentence: str
-    offenders: Offenders
-    severity: Literal["error", "warning"] = "error"
-    source: str = EXPLICIT
+def rules_of(profile: HardwareProfile) -> tuple[Rule, ...]:
+    """The rules of what the profile names: its versions of TensorRT, its dtypes, and of the DLA where it is one."""
+    found = rules_for(oldest_version(profile), frozenset(profile.support.dtypes))
+    return (*found, *dla.RULES) if dla.is_dla(profile) else found
 
 
 def rules_for(version: Version, dtypes: frozenset[str]) -> tuple[Rule, ...]:
@@ -62,11 +57,6 @@ def rules_for(version: Version, dtypes: frozenset[str]) -> tuple[Rule, ...]:
     if "fp8" not in dtypes:
         of_version.append(NO_FLOAT8)
     return (*of_version, *RULES)
-
-
-def nodes(graph: ir.Graph) -> Iterator[ir.Node]:
-    """All nodes, those in the branches of If and the bodies of Loop included."""
-    return iter(ir.traversal.RecursiveGraphIterator(graph))
 
 
 # ---------------------------------------------------------------------- what the parser rejects
@@ -172,24 +162,26 @@ NO_FLOAT8 = Rule(
 
 RULES = (
     Rule("symmetric", "Quantize symmetrically: TensorRT takes no zero point but 0.", _zero_points, source=TABLES),
-    Rule("positive-scales", "Give every scale a value above 0.", _scales),
+    Rule("positive-scales", "Give every scale a value above 0.", _scales,
+         source=EXPLICIT),
     Rule("int8", "Quantize to INT8: TensorRT dequantizes neither INT16 nor INT32 (leave biases float).",
          _integer_types, source=QUANTIZED_TYPES),
     Rule("signed", "Quantize to INT8, not UINT8: TensorRT takes it for INT8, which ends at 127.",
          _unsigned, source=TABLES),
-    Rule("integers-to-dequantize", "Dequantize INT8 constants first: nothing else reads them.", _stray_integers),
+    Rule("integers-to-dequantize", "Dequantize INT8 constants first: nothing else reads them.", _stray_integers,
+         source=EXPLICIT),
     Rule("pools-without-dilation", "Pool without dilation.", _dilated_pools, source=TABLES),
     Rule("plain-scatter", "Scatter without a reduction.", _reducing_scatters, source=TABLES),
     Rule("quantize-all-inputs",
          "Quantize every input right in front of this layer: it runs in float where one is not INT8.",
-         half_quantized, "warning"),
+         half_quantized, "warning", EXPLICIT),
     Rule("scales-of-outputs",
          "Give the weights a scale per output channel and the input one scale: this layer runs in float otherwise.",
-         scales_on_a_summed_axis, "warning"),
+         scales_on_a_summed_axis, "warning", EXPLICIT),
     Rule("fused-projection",
          "Make queries, keys and values in three layers, or give these weights one scale: attention is fused with this "
          "layer, and its INT8 weights are read as floats.",
-         fused_projections, "warning"),
+         fused_projections, "warning", EXPLICIT),
     Rule("no-int8-transposed-convolution", "Leave transposed convolutions float: TensorRT runs them in float anyway.",
-         transposed_convolutions, "warning"),
+         transposed_convolutions, "warning", EXPLICIT),
 )  # fmt: skip

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ from torch import nn
 import planish
 from planish.compiler.errors import UserError
 from planish.compiler.on_device import build_scripts, import_report
+from planish.compiler.plugins import registry
 from planish.compiler.report import Report
 from tests.compiler.command_line import planish_says
 
@@ -104,8 +108,10 @@ def test_scripts_are_refused_where_they_would_do_harm_or_nothing(artifact: Path,
         build_scripts(artifact / "model.onnx", "t4", artifact)
     with pytest.raises(UserError, match="there is no"):
         build_scripts(tmp_path / "nothing.onnx", "t4", tmp_path / "new")
-    with pytest.raises(UserError, match="needs no scripts"):
-        build_scripts(artifact / "model.onnx", "x86-avx2", tmp_path / "new")
+    with pytest.raises(UserError, match=r"cannot use .* which is for jetson-agx-orin-64 by tensorrt"):
+        build_scripts(artifact, "x86-avx2", tmp_path / "new")
+    with pytest.raises(UserError, match="there is no"):
+        build_scripts(tmp_path, "t4", tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 
@@ -114,4 +120,60 @@ def test_both_are_commands(artifact: Path, tmp_path: Path) -> None:
     assert "p50 1.25 ms" in told
     folder = tmp_path / "scripts"
     told, _ = planish_says("build-scripts", "t4", "--model", str(artifact / "model.onnx"), "-o", str(folder))
-    assert "python3 build.py" in told and (folder / "build.sh").exists()
+    assert "README.md" in told and (folder / "build.sh").exists()
+
+
+# ---------------------------------------------------------------------- every target
+
+
+@pytest.fixture(scope="module")
+def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One a backend."""
+    folder = tmp_path_factory.mktemp("fleet")
+    targets = ["t4", "graviton3", "raspberry-pi-5", "iphone-15"]
+    fleet = planish.compile(
+        MODEL.eval(), targets=targets, example_inputs=torch.randn(2, 3, 8, 8), passes=[], output=folder
+    )
+    assert not fleet.failures
+    return {result.report.backend: folder / target for target, result in fleet.items()}
+
+
+@pytest.mark.parametrize("target", registry().profiles)
+def test_there_are_scripts_for_every_target(target: str, artifacts: dict[str, Path], tmp_path: Path) -> None:
+    profile = registry().profiles[target]
+    names = build_scripts(artifacts[profile.backend], target, tmp_path / "folder")
+    assert all((tmp_path / "folder" / name).is_file() for name in names)
+    assert {Path(name).suffix for name in names} >= {".py", ".md"}
+
+
+def test_the_script_of_tflite_brings_a_report_back(artifacts: dict[str, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(artifacts["tflite"], tmp_path / "device")
+    ran = subprocess.run([sys.executable, "check.py"], cwd=folder, capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    found = import_report(artifacts["tflite"], folder / "device_report.json")
+    assert found.runs == 50 and found.built_by == "ai_edge_litert" and found.outputs[0].name == "expected_output_0.npy"
+
+
+EDGETPU_COMPILER = """#!/bin/sh
+cp model.tflite model_edgetpu.tflite
+echo 'Number of operations that will run on CPU: 2' > model_edgetpu.log
+"""
+
+
+def test_the_script_for_the_edge_tpu_says_what_stays_on_the_cpu(artifacts: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    build_scripts(artifacts["tflite"], "coral-edgetpu", folder)
+    command = ["sh", str(folder / "compile_edgetpu.sh")]
+    ran = subprocess.run(command, capture_output=True, text=True, env={"PATH": "/usr/bin:/bin"})
+    assert ran.returncode == 1 and "edgetpu_compiler was not found" in ran.stderr
+    compiler = tmp_path / "edgetpu_compiler"
+    for text, code, told in (
+        (EDGETPU_COMPILER, 0, "2 operations will run on the CPU"),
+        ("#!/bin/sh\nexit 1\n", 1, "edgetpu_compiler failed"),
+        ("#!/bin/sh\n", 1, "wrote no model_edgetpu.tflite"),
+    ):
+        (folder / "model_edgetpu.tflite").unlink(missing_ok=True)
+        compiler.write_text(text)
+        compiler.chmod(0o755)
+        ran = subprocess.run(command, capture_output=True, text=True, env={"PATH": f"{tmp_path}:/usr/bin:/bin"})
+        assert ran.returncode == code and told in ran.stdout + ran.stderr

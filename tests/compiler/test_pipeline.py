@@ -11,9 +11,12 @@ from torch import nn
 from planish.compiler.contracts import Budget, Context, Pass, Stage
 from planish.compiler.errors import PassError, UserError, VerificationError
 from planish.compiler.inputs import Inputs
+from planish.compiler.once import Once, form_of
 from planish.compiler.pipeline import Outcome, run_plan
 from planish.compiler.plan import Plan, PlannedPass
 from planish.compiler.program import Program
+from planish.compiler.progress import stages
+from planish.compiler.request import Request
 from planish.compiler.trace import trace
 from tests.compiler.fakes import FakeBackend, Keep, Scale, context_of, judge_of, scaled
 
@@ -83,7 +86,9 @@ class Exact(Scale):
 def run(program: Program, tmp_path: Path, *passes: Pass, requested: bool = False, **options: object) -> Outcome:
     backend = FakeBackend(latency_of=options.pop("latency_of", lambda program: 1.0 / (1 + scaled(program))))  # type: ignore[arg-type]
     plan = Plan(tuple(PlannedPass(each, "why", requested) for each in passes))
-    return run_plan(program, plan, context_of(program), judge_of(backend, program, tmp_path, **options), lambda _: None)
+    once = Once(Request(program), stages())
+    judge = judge_of(backend, program, tmp_path, **options)
+    return run_plan(program, plan, context_of(program), judge, once, form_of(any_batch=True))
 
 
 def names(outcome: Outcome) -> list[tuple[str, str]]:

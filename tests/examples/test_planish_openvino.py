@@ -245,6 +245,26 @@ else:
         assert latency["runs"] > 10
 
 
+def test_scripts_for_a_device_verify_and_measure_with_openvino(installed: Path, tmp_path: Path) -> None:
+    code = """
+from planish.compiler.on_device import build_scripts, import_report
+import subprocess
+x = torch.randn(2, 1, 16, 16)
+folder = Path(sys.argv[1])
+calibration = [torch.randn(8, 1, 16, 16)]
+result = planish.compile(Cnn().eval(), TARGET, x, calibration, backend="openvino", passes=[planish.QuantizeInt8()])
+build_scripts(result.artifact.folder, TARGET, folder, "openvino")
+command = [sys.executable, "check.py", "--seconds", "0.05", "--other-device"]
+ran = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+assert ran.returncode == 0, ran.stdout + ran.stderr
+print(import_report(result.artifact.folder, folder / "device_report.json").model_dump_json())
+"""
+    told = run_python(MODELS + code, tmp_path / "folder", path=(installed, ROOT))
+    assert told["built_by"].startswith("OpenVINO ") and "nodes in" in told["built_by"]
+    assert told["device"]["openvino"] and told["runs"] >= 100
+    assert told["outputs"][0]["snr_db"] is None or told["outputs"][0]["snr_db"] > 15
+
+
 def test_without_openvino_the_error_names_what_to_install(installed: Path, tmp_path: Path) -> None:
     code = """
 import importlib.util

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
         facts = _check(told, options)
         if not options.check:
             report = _from_trtexec(told, facts) if options.from_trtexec else _build(told, facts, options)
-            _write_report(told, report)
+            samples.write_report(told, HERE, report)
     except Stop as problem:
         print(f"\nStopped: {problem}", file=sys.stderr)
         return 1
@@ -83,46 +82,14 @@ def _build(told: dict[str, Any], facts: dict[str, str], options: argparse.Namesp
     print(f"Built {built.file.name} ({built.file.stat().st_size / 1e6:.1f} MB) in {built.seconds:.0f} s.")
     outputs = samples.compare(told, HERE, built.run(samples.inputs(told, HERE)))
     times = built.measure(samples.inputs(told, HERE), options.seconds)
-    return {**_report(told, facts, outputs, times), **built.told()}
+    return {**samples.report(told, facts, outputs, times), **built.told()}
 
 
 def _from_trtexec(told: dict[str, Any], facts: dict[str, str]) -> dict[str, Any]:
     outputs = samples.compare(told, HERE, samples.read_trtexec_outputs(told, HERE / "outputs.json"))
     times = samples.read_trtexec_times(HERE / "times.json")
     size = (HERE / "model.engine").stat().st_size
-    return {**_report(told, facts, outputs, times), "engine_bytes": size, "built_by": "trtexec"}
-
-
-def _report(
-    told: dict[str, Any], facts: dict[str, str], outputs: list[dict[str, Any]], times: list[float]
-) -> dict[str, Any]:
-    return {
-        "format": 1,
-        "target": told["target"],
-        "model_sha256": told["files"]["model.onnx"],
-        "device": facts,
-        "outputs": outputs,
-        "latency_ms": samples.percentiles(times),
-        "runs": len(times),
-        "batch": told["inputs"][0]["shape"][0] if told["inputs"] and told["inputs"][0]["shape"] else 1,
-        "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-
-
-def _write_report(told: dict[str, Any], report: dict[str, Any]) -> None:
-    path = HERE / "device_report.json"
-    beside = path.with_name(path.name + ".part")
-    beside.write_text(json.dumps(report, indent=2) + "\n")
-    beside.replace(path)
-    latency = report["latency_ms"]
-    print(f"Latency: p50 {latency['p50']:.3f} ms, p95 {latency['p95']:.3f}, p99 {latency['p99']:.3f}.")
-    print(f"{path} tells it all: planish import-report ARTIFACT {path.name} puts it into the report.")
-    worst = min((output["snr_db"] for output in report["outputs"] if output["snr_db"] is not None), default=None)
-    if worst is not None and worst < told["snr_db_least"]:
-        raise Stop(
-            f"the outputs are {worst:.1f} dB from the expected ones, {told['snr_db_least']:g} dB is the least. "
-            "Do not use this engine; send device_report.json to planish."
-        )
+    return {**samples.report(told, facts, outputs, times), "engine_bytes": size, "built_by": "trtexec"}
 
 
 if __name__ == "__main__":

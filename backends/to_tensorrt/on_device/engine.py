@@ -154,6 +154,11 @@ def _config(builder: Any, told: dict[str, Any], workspace_mb: int) -> Any:
             config.set_flag(trt.BuilderFlag.INT8)
     if told["precision"]["sparse"]:
         config.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
+    if told["precision"]["dla"]:
+        if not builder.num_DLA_cores:
+            raise Stop("this device has no DLA: build the model for its GPU.")
+        config.default_device_type, config.DLA_core = trt.DeviceType.DLA, 0
+        config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     dynamic = [each for each in told["inputs"] if each["least"] != each["most"]]
     if dynamic:

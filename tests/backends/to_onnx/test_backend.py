@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from planish.backends.to_onnx.backend import FILE, OPSET, OnnxBackend
+from planish.backends.to_onnx.backend import FILE, OnnxBackend
+from planish.backends.to_onnx.lowered import OPSET
 from planish.compiler.errors import MissingDependency
 from planish.compiler.hardware import HardwareProfile, Runtime
 from planish.compiler.inputs import Inputs

@@ -6,32 +6,22 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tests.backends.to_tensorrt.graphs import Graph
-
-Case = Callable[[Graph], str]
-IMAGE = (1, 32, 8, 8)
-
-
-def conv(g: Graph, x: str, w: str, **attributes: object) -> str:
-    return g.op("Conv", x, w, **attributes)
-
-
-def _image(g: Graph, scale: float = 0.05) -> str:
-    return g.quantized(g.input(*IMAGE), scale)
+from tests.backends.to_tensorrt.graphs import IMAGE, Case, Graph, conv, image
+from tests.backends.to_tensorrt.pool_cases import POOLS_IN_FLOAT, POOLS_IN_INTEGERS
 
 
 def _behind(operator: Callable[[Graph, str], str], channels: int = 32, kernel: int = 3) -> Case:
     """A quantized image, ``operator``, a quantized convolution."""
-    return lambda g: conv(g, operator(g, _image(g)), g.weight(32, channels, kernel, kernel))
+    return lambda g: conv(g, operator(g, image(g)), g.weight(32, channels, kernel, kernel))
 
 
 def _transposed_weight(axis: int) -> Case:
-    return lambda g: conv(g, _image(g), g.op("Transpose", g.weight(32, 32, 3, 3, axis=axis), perm=[1, 0, 2, 3]))
+    return lambda g: conv(g, image(g), g.op("Transpose", g.weight(32, 32, 3, 3, axis=axis), perm=[1, 0, 2, 3]))
 
 
 def _between_sums(g: Graph) -> str:
     """A residual block: both convolutions in INT8, the shortcut quantized, the sum of them quantized for the next."""
-    x = _image(g)
+    x = image(g)
     first = g.op("Relu", conv(g, x, g.weight(32, 32, 3, 3), pads=[1] * 4))
     second = conv(g, g.quantized(first, 0.3), g.weight(32, 32, 3, 3), pads=[1] * 4)
     return conv(g, g.quantized(g.op("Relu", g.op("Add", second, x)), 0.4), g.weight(32, 32, 1, 1))
@@ -39,7 +29,7 @@ def _between_sums(g: Graph) -> str:
 
 def _shared_weight(g: Graph) -> str:
     w = g.weight(32, 32, 3, 3)
-    return conv(g, g.quantized(conv(g, _image(g), w), 0.5), w)
+    return conv(g, g.quantized(conv(g, image(g), w), 0.5), w)
 
 
 def _one_reader_in_float(g: Graph) -> str:
@@ -48,15 +38,8 @@ def _one_reader_in_float(g: Graph) -> str:
 
 
 def _padding_with_two_readers(g: Graph) -> str:
-    x = g.op("Pad", _image(g), g.ints(0, 0, 1, 1, 0, 0, 1, 1))
+    x = g.op("Pad", image(g), g.ints(0, 0, 1, 1, 0, 0, 1, 1))
     return g.op("Add", conv(g, x, g.weight(32, 32, 3, 3)), g.op("MaxPool", x, kernel_shape=[3, 3]))
-
-
-def _pool_quantized_again(g: Graph, between: str = "Identity", scale: float | list[float] = 0.3) -> str:
-    x = g.op(between, g.op("MaxPool", _image(g), kernel_shape=[2, 2]))
-    return g.op(
-        "Add", conv(g, x, g.weight(32, 32, 1, 1)), g.quantized(x, scale, axis=1 if isinstance(scale, list) else None)
-    )
 
 
 def _projected(g: Graph, parts: int, axis: int | None) -> list[str]:
@@ -92,16 +75,16 @@ def _gated(g: Graph) -> str:
 
 
 LAYERS: dict[str, Case] = {
-    "convolution": lambda g: conv(g, _image(g), g.weight(32, 32, 3, 3)),
-    "one scale for the weights": lambda g: conv(g, _image(g), g.weight(32, 32, 3, 3, axis=None)),
-    "float weights with Q": lambda g: conv(g, _image(g), g.quantized(g.floats(32, 32, 3, 3), [0.01] * 32, axis=0)),
-    "computed weights": lambda g: conv(g, _image(g), g.quantized(g.input(32, 32, 3, 3))),
+    "convolution": lambda g: conv(g, image(g), g.weight(32, 32, 3, 3)),
+    "one scale for the weights": lambda g: conv(g, image(g), g.weight(32, 32, 3, 3, axis=None)),
+    "float weights with Q": lambda g: conv(g, image(g), g.quantized(g.floats(32, 32, 3, 3), [0.01] * 32, axis=0)),
+    "computed weights": lambda g: conv(g, image(g), g.quantized(g.input(32, 32, 3, 3))),
     "three channels": lambda g: conv(g, g.quantized(g.input(1, 3, 8, 8)), g.weight(16, 3, 3, 3)),
     "one channel": lambda g: conv(g, g.quantized(g.input(1, 1, 8, 8)), g.weight(1, 1, 3, 3)),
     "odd channels": lambda g: conv(g, g.quantized(g.input(1, 7, 8, 8)), g.weight(5, 7, 3, 3)),
-    "depthwise": lambda g: conv(g, _image(g), g.weight(32, 1, 3, 3), group=32),
-    "grouped": lambda g: conv(g, _image(g), g.weight(32, 8, 3, 3), group=4),
-    "dilated": lambda g: conv(g, _image(g), g.weight(32, 32, 3, 3), dilations=[2, 2]),
+    "depthwise": lambda g: conv(g, image(g), g.weight(32, 1, 3, 3), group=32),
+    "grouped": lambda g: conv(g, image(g), g.weight(32, 8, 3, 3), group=4),
+    "dilated": lambda g: conv(g, image(g), g.weight(32, 32, 3, 3), dilations=[2, 2]),
     "1d convolution": lambda g: conv(g, g.quantized(g.input(1, 32, 16)), g.weight(32, 32, 3)),
     "3d convolution": lambda g: conv(g, g.quantized(g.input(1, 32, 6, 6, 6)), g.weight(32, 32, 3, 3, 3)),
     "matmul": lambda g: g.op("MatMul", g.quantized(g.input(8, 64)), g.weight(64, 32, axis=1)),
@@ -115,7 +98,7 @@ LAYERS: dict[str, Case] = {
     "gemm, not transposed": lambda g: g.op("Gemm", g.quantized(g.input(8, 64)), g.weight(64, 32, axis=1)),
     "gemm, input transposed": lambda g: g.op("Gemm", g.quantized(g.input(64, 8)), g.weight(64, 32, axis=1), transA=1),
     "gemm of odd sizes": lambda g: g.op("Gemm", g.quantized(g.input(8, 63)), g.weight(31, 63), g.floats(31), transB=1),
-    "int8 bias": lambda g: g.op("Conv", _image(g), g.weight(32, 32, 3, 3), g.weight(32, axis=None)),
+    "int8 bias": lambda g: g.op("Conv", image(g), g.weight(32, 32, 3, 3), g.weight(32, axis=None)),
     "residual": _between_sums,
     "fused projection with one scale": lambda g: attention(g, axis=None),
     "fused projection of two parts": _scores_of_two_parts,
@@ -129,7 +112,7 @@ LAYERS: dict[str, Case] = {
     ),
     "behind a gelu": lambda g: g.op("MatMul", g.quantized(g.op("Erf", g.input(8, 64))), g.weight(64, 32, axis=1)),
     "behind an average pool": lambda g: conv(
-        g, g.quantized(g.op("AveragePool", _image(g), kernel_shape=[2, 2])), g.weight(32, 32, 3, 3)
+        g, g.quantized(g.op("AveragePool", image(g), kernel_shape=[2, 2])), g.weight(32, 32, 3, 3)
     ),
 }
 """What runs in INT8."""
@@ -151,11 +134,11 @@ COMMUTING: dict[str, Case] = {
     "max pool": _behind(lambda g, x: g.op("MaxPool", x, kernel_shape=[2, 2])),
     "global max pool": _behind(lambda g, x: g.op("GlobalMaxPool", x), kernel=1),
     "maximum": _behind(lambda g, x: g.op("ReduceMax", x, g.ints(2, 3), keepdims=1), kernel=1),
-    "max pool, negated and quantized again per channel": lambda g: _pool_quantized_again(g, "Neg", [0.3] * 32),
+    **POOLS_IN_INTEGERS,
     "negation": _behind(lambda g, x: g.op("Neg", x)),
-    "concat of one scale": _behind(lambda g, x: g.op("Concat", x, _image(g), axis=1), 64),
+    "concat of one scale": _behind(lambda g, x: g.op("Concat", x, image(g), axis=1), 64),
     "weight, transposed with its axis": _transposed_weight(1),
-    "weight, reshaped": lambda g: conv(g, _image(g), g.op("Reshape", g.weight(32, 288), g.ints(32, 32, 3, 3))),
+    "weight, reshaped": lambda g: conv(g, image(g), g.op("Reshape", g.weight(32, 288), g.ints(32, 32, 3, 3))),
     "weight, unsqueezed": lambda g: conv(
         g, g.quantized(g.input(1, 32, 16)), g.op("Unsqueeze", g.weight(32, 32), g.ints(2))
     ),
@@ -167,7 +150,7 @@ COMMUTING: dict[str, Case] = {
 
 IN_FLOAT: dict[str, tuple[Case, str]] = {
     "weights only": (lambda g: conv(g, g.input(*IMAGE), g.weight(32, 32, 3, 3)), "quantize-all-inputs"),
-    "input only": (lambda g: conv(g, _image(g), g.floats(32, 32, 3, 3)), "quantize-all-inputs"),
+    "input only": (lambda g: conv(g, image(g), g.floats(32, 32, 3, 3)), "quantize-all-inputs"),
     "matmul, weights only": (lambda g: g.op("MatMul", g.input(8, 64), g.weight(64, 32, axis=1)), "quantize-all-inputs"),
     "gemm, input only": (lambda g: g.op("Gemm", g.quantized(g.input(8, 64)), g.floats(64, 32)), "quantize-all-inputs"),
     "attention, one side": (
@@ -179,7 +162,7 @@ IN_FLOAT: dict[str, tuple[Case, str]] = {
         "quantize-all-inputs",
     ),
     "product between": (_behind(lambda g, x: g.op("Mul", x, g.floats(1, 32, 1, 1))), "quantize-all-inputs"),
-    "sum between": (_behind(lambda g, x: g.op("Add", x, _image(g))), "quantize-all-inputs"),
+    "sum between": (_behind(lambda g, x: g.op("Add", x, image(g))), "quantize-all-inputs"),
     "average pool between": (_behind(lambda g, x: g.op("GlobalAveragePool", x), kernel=1), "quantize-all-inputs"),
     "resize between": (
         _behind(lambda g, x: g.op("Resize", x, "", g.constant(np.array([1, 1, 2, 2], np.float32)), mode="nearest")),
@@ -190,27 +173,26 @@ IN_FLOAT: dict[str, tuple[Case, str]] = {
         "quantize-all-inputs",
     ),
     "concat of two scales": (
-        _behind(lambda g, x: g.op("Concat", x, _image(g, 0.07), axis=1), 64), "quantize-all-inputs",
+        _behind(lambda g, x: g.op("Concat", x, image(g, 0.07), axis=1), 64), "quantize-all-inputs",
     ),
     "concat with floats": (
         _behind(lambda g, x: g.op("Concat", x, g.floats(*IMAGE), axis=1), 64), "quantize-all-inputs",
     ),
     "relu on the weights": (
-        lambda g: conv(g, _image(g), g.op("Relu", g.weight(32, 32, 3, 3))), "quantize-all-inputs",
+        lambda g: conv(g, image(g), g.op("Relu", g.weight(32, 32, 3, 3))), "quantize-all-inputs",
     ),
     "padding in front of a pool": (
         _behind(lambda g, x: g.op("MaxPool", g.op("Pad", x, g.ints(0, 0, 1, 1, 0, 0, 1, 1)), kernel_shape=[2, 2])),
         "quantize-all-inputs",
     ),
     "padding with two readers": (_padding_with_two_readers, "quantize-all-inputs"),
-    "max pool that is quantized again": (_pool_quantized_again, "quantize-all-inputs"),
-    "max pool, negated and quantized again": (lambda g: _pool_quantized_again(g, "Neg"), "quantize-all-inputs"),
+    **{name: (case, "quantize-all-inputs") for name, case in POOLS_IN_FLOAT.items()},
     "a scale per input channel": (
         lambda g: conv(g, g.quantized(g.input(*IMAGE), [0.05] * 32, axis=1), g.weight(32, 32, 3, 3)),
         "scales-of-outputs",
     ),
     "weights scaled per input channel": (
-        lambda g: conv(g, _image(g), g.weight(32, 32, 3, 3, axis=1)), "scales-of-outputs",
+        lambda g: conv(g, image(g), g.weight(32, 32, 3, 3, axis=1)), "scales-of-outputs",
     ),
     "weights transposed away from their axis": (_transposed_weight(0), "scales-of-outputs"),
     "matmul scaled along the sum": (
@@ -232,11 +214,11 @@ IN_FLOAT: dict[str, tuple[Case, str]] = {
     ),
     "fused projection": (attention, "fused-projection"),
     "transposed convolution": (
-        lambda g: g.op("ConvTranspose", _image(g), g.weight(32, 32, 2, 2, axis=1), strides=[2, 2]),
+        lambda g: g.op("ConvTranspose", image(g), g.weight(32, 32, 2, 2, axis=1), strides=[2, 2]),
         "no-int8-transposed-convolution",
     ),
     "transposed convolution, float weights": (
-        lambda g: g.op("ConvTranspose", _image(g), g.floats(32, 32, 2, 2)), "no-int8-transposed-convolution",
+        lambda g: g.op("ConvTranspose", image(g), g.floats(32, 32, 2, 2)), "no-int8-transposed-convolution",
     ),
 }  # fmt: skip
 """What builds and runs in float, with the rule that says so."""
@@ -246,7 +228,7 @@ def _integer_bias(g: Graph) -> str:
     bias = g.op(
         "DequantizeLinear", g.constant(np.ones(32, np.int32)), g.constant(np.full(32, 0.01, np.float32)), axis=0
     )
-    return g.op("Conv", _image(g), g.weight(32, 32, 3, 3), bias)
+    return g.op("Conv", image(g), g.weight(32, 32, 3, 3), bias)
 
 
 def _integer_matmul(g: Graph) -> str:
@@ -266,12 +248,12 @@ def _table_of_integers(g: Graph) -> str:
 
 REJECTED: dict[str, tuple[Case, str]] = {
     "zero point": (lambda g: conv(g, g.quantized(g.input(*IMAGE), zero=3), g.weight(32, 32, 3, 3)), "symmetric"),
-    "zero point of weights": (lambda g: conv(g, _image(g), g.weight(32, 32, 3, 3, zero=1)), "symmetric"),
+    "zero point of weights": (lambda g: conv(g, image(g), g.weight(32, 32, 3, 3, zero=1)), "symmetric"),
     "unsigned with a zero point": (
         lambda g: conv(g, g.quantized(g.input(*IMAGE), zero=128, dtype=np.uint8), g.weight(32, 32, 3, 3)), "symmetric",
     ),
-    "scale of zero": (lambda g: conv(g, _image(g, 0.0), g.weight(32, 32, 3, 3)), "positive-scales"),
-    "negative scale": (lambda g: conv(g, _image(g, -0.1), g.weight(32, 32, 3, 3)), "positive-scales"),
+    "scale of zero": (lambda g: conv(g, image(g, 0.0), g.weight(32, 32, 3, 3)), "positive-scales"),
+    "negative scale": (lambda g: conv(g, image(g, -0.1), g.weight(32, 32, 3, 3)), "positive-scales"),
     "16 bits": (lambda g: conv(g, g.quantized(g.input(*IMAGE), dtype=np.int16), g.weight(32, 32, 3, 3)), "int8"),
     "integer bias": (_integer_bias, "int8"),
     "integer matmul": (_integer_matmul, "known-operators"),

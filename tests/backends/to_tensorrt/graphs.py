@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -78,3 +78,15 @@ class Graph:
 
     def model(self, *outputs: str) -> ir.Model:
         return ir.from_proto(self.proto(*outputs))
+
+
+Case = Callable[[Graph], str]
+IMAGE = (1, 32, 8, 8)
+
+
+def conv(g: Graph, x: str, w: str, **attributes: object) -> str:
+    return g.op("Conv", x, w, **attributes)
+
+
+def image(g: Graph, scale: float = 0.05) -> str:
+    return g.quantized(g.input(*IMAGE), scale)

@@ -20,10 +20,10 @@ from pathlib import Path
 
 API = Path(__file__).with_name("api.json")
 CLASSES = (
-    "Builder", "BuilderFlag", "DataType", "EngineInspector", "IBuilderConfig", "ICudaEngine", "IExecutionContext",
-    "IHostMemory", "ILogger", "INetworkDefinition", "IOptimizationProfile", "ITimingCache", "LayerInformationFormat",
-    "MemoryPoolType", "NetworkDefinitionCreationFlag", "OnnxParser", "ParserError", "ProfilingVerbosity", "Runtime",
-    "TensorIOMode",
+    "Builder", "BuilderFlag", "DataType", "DeviceType", "EngineInspector", "IBuilderConfig", "ICudaEngine",
+    "IExecutionContext", "IHostMemory", "ILogger", "INetworkDefinition", "IOptimizationProfile", "ITimingCache",
+    "LayerInformationFormat", "MemoryPoolType", "NetworkDefinitionCreationFlag", "OnnxParser", "ParserError",
+    "ProfilingVerbosity", "Runtime", "TensorIOMode",
 )  # fmt: skip
 """Those whose objects the scripts handle."""
 _LIST = """

@@ -14,8 +14,8 @@ from planish.backends.to_tensorrt import rtx
 from planish.backends.to_tensorrt.integers import LAYERS as WEIGHTED
 from planish.backends.to_tensorrt.integers import runs_in_integers
 from planish.backends.to_tensorrt.rules import rules_for
-from tests.backends.to_tensorrt.cases import COMMUTING, IN_FLOAT, LAYERS, REJECTED, Case
-from tests.backends.to_tensorrt.graphs import Graph
+from tests.backends.to_tensorrt.cases import COMMUTING, IN_FLOAT, LAYERS, REJECTED
+from tests.backends.to_tensorrt.graphs import Case, Graph
 
 pytest.importorskip("tensorrt_rtx", reason="NVIDIA's builder is in the extra tensorrt")
 
@@ -126,7 +126,7 @@ def _moved(graph: Graph, move: str, x: str) -> str:
 
 
 @pytest.mark.slow
-# The same ones in every run: of 1,000 others the rules were too careful in three (docs/backend-tensorrt.md).
+# The same ones in every run; of 1,021 others with a max pool, all agreed (docs/backend-tensorrt.md).
 @settings(
     max_examples=100, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

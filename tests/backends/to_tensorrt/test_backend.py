@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,8 +13,8 @@ from torch import Tensor, nn
 import planish
 from planish.backends.to_tensorrt import rtx
 from planish.backends.to_tensorrt.backend import FILE, NOT_TENSORRT, TensorRtBackend
-from planish.compiler.driver import Result
 from planish.compiler.errors import UserError
+from planish.compiler.result import Result
 from planish.compiler.targets import find_profile
 
 
@@ -34,9 +35,9 @@ class Block(nn.Module):
         return result
 
 
-def compiled(target: str, folder: Path, **options: object) -> Result:
+def compiled(target: str, folder: Path, **options: Any) -> Result:
     torch.manual_seed(0)
-    return planish.compile(Block().eval(), target, torch.randn(2, 3, 16, 16), output=folder / "artifact", **options)  # type: ignore[arg-type]
+    return planish.compile(Block().eval(), target, torch.randn(2, 3, 16, 16), output=folder / "artifact", **options)
 
 
 def graph_of(result: Result) -> onnx.GraphProto:

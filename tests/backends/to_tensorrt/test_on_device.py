@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 
 from planish.backends.to_tensorrt.build_folder import SCRIPTS
+from planish.compiler import build_folder
 from tests.backends.to_tensorrt.device import Device, build_files, device, profile, report
 
 pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="the stand-in for CUDA is compiled with gcc")
+SHARED = [build_folder.SCRIPTS / name for name in ("machine.py", "samples.py")]
 API = json.loads(Path(__file__).with_name("api.json").read_text())
 
 
@@ -91,7 +93,7 @@ def test_jetson_linux_tells_the_jetpack_where_its_package_is_missing(orin: Devic
 
 def test_the_scripts_are_python_3_8_of_the_standard_library_and_tensorrt() -> None:
     allowed = {*sys.stdlib_module_names, "tensorrt", "machine", "samples", "cuda", "engine"}
-    for script in SCRIPTS.glob("*.py"):
+    for script in (*SHARED, *SCRIPTS.glob("*.py")):
         tree = ast.parse(script.read_text(), feature_version=(3, 8))
         for node in ast.walk(tree):
             names = [each.name for each in node.names] if isinstance(node, ast.Import) else []
@@ -121,7 +123,7 @@ def test_the_names_that_are_used_exist_in_every_version_that_runs_that_line() ->
 @pytest.mark.slow
 def test_the_scripts_are_typed(tmp_path: Path) -> None:
     pytest.importorskip("mypy")
-    for script in SCRIPTS.glob("*.py"):
+    for script in (*SHARED, *SCRIPTS.glob("*.py")):
         shutil.copy(script, tmp_path)
     (tmp_path / "mypy.ini").write_text("[mypy]\nstrict = true\n[mypy-tensorrt]\nignore_missing_imports = true\n")
     ran = subprocess.run([sys.executable, "-m", "mypy", "."], cwd=tmp_path, capture_output=True, text=True)
@@ -139,7 +141,7 @@ def test_the_scripts_are_typed(tmp_path: Path) -> None:
 def test_versions_are_compared_number_by_number(
     version: str, allowed: str, fits: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.syspath_prepend(str(SCRIPTS))
+    monkeypatch.syspath_prepend(str(build_folder.SCRIPTS))
     import machine  # type: ignore[import-not-found]
 
     assert machine.within(version, allowed) == fits

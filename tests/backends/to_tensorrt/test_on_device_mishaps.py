@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from planish.backends.to_tensorrt.build_folder import SCRIPTS
+from planish.compiler import build_folder
 from tests.backends.to_tensorrt.device import Device, build_files, device, profile, refusal, report
 
 pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="the stand-in for CUDA is compiled with gcc")
@@ -99,7 +100,7 @@ def test_an_engine_that_does_not_load_or_run_is_told(mishap: str, sentence: str,
 
 def test_wrong_outputs_fail_the_build_and_are_reported(orin: Device) -> None:
     orin.environment["FAKE_MISHAP"] = "wrong outputs"
-    assert "15 dB is the least. Do not use this engine" in refusal(orin.build())
+    assert "15 dB is the least. Do not use what was built" in refusal(orin.build())
     assert report(orin)["outputs"][0]["snr_db"] < 15
 
 
@@ -113,6 +114,7 @@ def test_a_failing_cuda_call_is_told(mishap: str, sentence: str, orin: Device) -
 
 def test_a_missing_cuda_runtime_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(SCRIPTS))
+    monkeypatch.syspath_prepend(str(build_folder.SCRIPTS))
     import cuda as runtime  # type: ignore[import-not-found]
 
     def nothing(name: str) -> None:

@@ -7,8 +7,8 @@ from onnx import helper
 from planish.backends.to_tensorrt.integers import runs_in_integers
 from planish.backends.to_tensorrt.rules import RULES, rules_for
 from planish.backends.to_tensorrt.versions import suit
-from tests.backends.to_tensorrt.cases import COMMUTING, IN_FLOAT, LAYERS, REJECTED, Case, conv
-from tests.backends.to_tensorrt.graphs import Graph
+from tests.backends.to_tensorrt.cases import COMMUTING, IN_FLOAT, LAYERS, REJECTED
+from tests.backends.to_tensorrt.graphs import Case, Graph, conv
 
 NEW, OLD = (10, 3), (8, 5)
 ORIN = frozenset({"fp32", "fp16", "int8"})

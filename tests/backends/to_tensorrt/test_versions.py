@@ -17,8 +17,8 @@ from planish.backends.to_tensorrt.integers import fused_projections
 from planish.backends.to_tensorrt.versions import oldest_version, suit
 from planish.compiler.targets import find_profile
 from planish.passes.quantize_int8 import QuantizeInt8
-from tests.backends.to_tensorrt.cases import Case, attention
-from tests.backends.to_tensorrt.graphs import Graph
+from tests.backends.to_tensorrt.cases import attention
+from tests.backends.to_tensorrt.graphs import Case, Graph
 
 
 def computed(proto: onnx.ModelProto, feed: dict[str, np.ndarray]) -> np.ndarray:

@@ -42,7 +42,10 @@ def test_a_net_of_images_computes_the_same_on_them(forward: Any) -> None:
 
 
 def test_nets_that_read_memory_as_it_lies_or_have_no_images_are_left_alone() -> None:
-    paired = of_images(lambda s, x: torch.view_as_complex(s.conv(x).unflatten(1, (4, 2)).movedim(2, -1).contiguous()).abs())
+    def pairs(s: Any, x: Any) -> Any:
+        return torch.view_as_complex(s.conv(x).unflatten(1, (4, 2)).movedim(2, -1).contiguous()).abs()
+
+    paired = of_images(pairs)
     assert not suits_channels_last(paired)
     assert not suits_channels_last(traced(nn.Linear(4, 2), torch.randn(2, 4)))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +20,11 @@ from planish.compiler.program import Program
 from planish.compiler.report import Latency
 from planish.compiler.scheme import QuantizationScheme
 from planish.compiler.signature import Signature
-from planish_openvino.runtime import CompiledRunner, compiled, is_installed, require
+from planish_openvino.runtime import CONFIG, CompiledRunner, compiled, is_installed, require
 from planish_openvino.scheme import on_x86
 
 FILE = "model.onnx"
+RUNTIME = Path(__file__).with_name("on_device") / "runtime.py"
 
 
 class OpenVinoBackend(Backend):
@@ -76,6 +79,19 @@ class OpenVinoBackend(Backend):
         from planish_openvino.timing import time_files
 
         return time_files([folder / FILE for folder in folders], _tensors(inputs), threads)
+
+    def write_build_files(
+        self, folder: Path, profile: HardwareProfile, inputs: Sequence[Any] | None = None
+    ) -> tuple[str, ...]:
+        """Those of the ONNX backend, with OpenVINO in the place of ONNX Runtime."""
+        names = _onnx().write_build_files(folder, profile, inputs)
+        shutil.copyfile(RUNTIME, folder / "runtime.py")
+        told = json.loads((folder / "build.json").read_text())
+        del told["providers"]
+        versions = {"openvino": profile.runtime.versions.get("openvino", ">=2026.1")}
+        told |= {"versions": versions, "device_name": "CPU", "config": CONFIG}
+        (folder / "build.json").write_text(json.dumps(told, indent=2) + "\n")
+        return names
 
 
 def _onnx() -> Backend:

@@ -12,7 +12,7 @@ import onnxruntime
 
 OPTIONS = {"onnx", "saveEngine", "exportOutput", "exportTimes", "profilingVerbosity", "exportLayerInfo",
            "timingCacheFile", "minShapes", "optShapes", "maxShapes", "shapes", "loadInputs", "sparsity",
-           "help"}  # fmt: skip
+           "useDLACore", "allowGPUFallback", "help"}  # fmt: skip
 version = [int(part) for part in os.environ["FAKE_TENSORRT"].split(".")[:3]]
 old = version[0] < 10
 spelled = f"{version[0]}{version[1]}{version[2]:02d}" if old else f"{version[0]}{version[1]:02d}{version[2]:02d}"

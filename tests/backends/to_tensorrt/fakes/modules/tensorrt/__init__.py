@@ -56,7 +56,8 @@ def _names(owner: str, *names: str) -> Any:
     return enum.IntEnum(owner, [name for name in names if name in _API[owner]], start=0)
 
 
-BuilderFlag = _names("BuilderFlag", "FP16", "INT8", "TF32", "SPARSE_WEIGHTS")
+BuilderFlag = _names("BuilderFlag", "FP16", "INT8", "TF32", "SPARSE_WEIGHTS", "GPU_FALLBACK")
+DeviceType = _names("DeviceType", "GPU", "DLA")
 NetworkDefinitionCreationFlag = _names("NetworkDefinitionCreationFlag", "EXPLICIT_BATCH", "STRONGLY_TYPED")
 
 
@@ -136,6 +137,8 @@ class IOptimizationProfile:
 
 class IBuilderConfig:
     profiling_verbosity = None
+    default_device_type = None
+    DLA_core = -1
 
     def __init__(self) -> None:
         self._flags: set[str] = set()
@@ -165,6 +168,7 @@ class IBuilderConfig:
 class Builder:
     def __init__(self, logger: ILogger) -> None:
         self._logger = logger
+        self.num_DLA_cores = int(os.environ.get("FAKE_DLA_CORES", "0"))
 
     def create_network(self, flags: int = 0) -> INetworkDefinition:
         return INetworkDefinition(flags)

@@ -17,8 +17,30 @@ class Stop(Exception):
     """A sentence for the user: what is wrong, and what to do."""
 
 
+def processor_facts() -> dict[str, str]:
+    """What can be found out of a machine whose CPU or NPU is asked for."""
+    found = {
+        "device": _board() or _processor(), "system": platform.platform(terse=True), "memory_mb": _memory("MemTotal"),
+        "free_mb": _memory("MemAvailable"), "governor": _governor(), "python": platform.python_version(),
+    }  # fmt: skip
+    return {name: value for name, value in found.items() if value}
+
+
+def _board() -> str | None:
+    """The name of a single-board computer, or of a phone."""
+    model = ROOT / "proc/device-tree/model"
+    if model.exists():
+        return model.read_text(errors="replace").strip("\0\n ")
+    return _output(["getprop", "ro.product.model"]).strip() or None
+
+
+def _governor() -> str | None:
+    path = ROOT / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"
+    return path.read_text().strip() if path.exists() else None
+
+
 def facts() -> dict[str, str]:
-    """What can be found out, by name; what cannot is left out."""
+    """What can be found out of a machine with an NVIDIA GPU, by name; what cannot is left out."""
     found = {
         "device": _device(),
         "jetpack": _jetpack(),
@@ -34,7 +56,7 @@ def facts() -> dict[str, str]:
 
 def problems(told: dict[str, Any], found: dict[str, str]) -> list[str]:
     """A sentence for each thing that is not as build.json wants it."""
-    wanted = [_wrong_device(told, found), _wrong_memory(told, found)]
+    wanted = [_wrong_device(told, found), _wrong_processor(told), _wrong_memory(told, found)]
     wanted += [_wrong_version(name, allowed, found) for name, allowed in sorted(told["versions"].items())]
     return [sentence for sentence in wanted if sentence]
 
@@ -42,13 +64,16 @@ def problems(told: dict[str, Any], found: dict[str, str]) -> list[str]:
 def warnings(told: dict[str, Any], found: dict[str, str]) -> list[str]:
     """What may be as it is, but costs time."""
     sentences = []
+    governor = found.get("governor", "performance")
+    if governor != "performance":
+        sentences.append(f"The governor of the clock is {governor}: times vary more than with `performance`.")
     mode = found.get("power mode", "")
     if mode and not mode.startswith("MAXN"):
         sentences.append(
             f"The power mode is {mode}: times are those of this mode. `sudo nvpmodel -m 0` and `sudo jetson_clocks` "
             "give all the device has. Build again after changing it."
         )
-    least = told["free_mb_least"]
+    least = told.get("free_mb_least", 0.0)
     if float(found.get("free_mb", least)) < least:
         sentences.append(
             f"{float(found['free_mb']):.0f} MB of memory are free and the build may need about {least:.0f} (an "
@@ -59,6 +84,8 @@ def warnings(told: dict[str, Any], found: dict[str, str]) -> list[str]:
 
 def _wrong_device(told: dict[str, Any], found: dict[str, str]) -> str | None:
     device = found.get("device")
+    if "words" not in told["device"]:
+        return None
     if device is None:
         return f"This machine has no NVIDIA GPU that it tells of: run this on {told['title']}."
     missing = [
@@ -67,10 +94,42 @@ def _wrong_device(told: dict[str, Any], found: dict[str, str]) -> str | None:
     return f"This is {device}; the model was compiled for {told['title']}." if missing else None
 
 
+def _wrong_processor(told: dict[str, Any]) -> str | None:
+    """Kernels are chosen by what the processor can; one that lacks it computes otherwise, and slower."""
+    wanted = told["device"]
+    own = _SAME.get(platform.machine(), platform.machine())
+    if wanted.get("machine", own) != own:
+        return f"This processor is {own}; the model was compiled for {wanted['machine']}."
+    missing = sorted(set(wanted.get("cpu_flags", [])) - _flags())
+    if not missing or not _flags():
+        return None
+    return f"This processor lacks {', '.join(missing)}, which {told['title']} has."
+
+
+_SAME = {"AMD64": "x86_64", "arm64": "aarch64", "ARM64": "aarch64"}
+"""What Windows and macOS call them."""
+
+
+def _flags() -> set[str]:
+    """As Linux lists them; nothing elsewhere."""
+    listed = re.search(r"^(?:flags|Features)\s*:(.*)$", _cpuinfo(), re.MULTILINE)
+    return set(listed[1].split()) if listed else set()
+
+
+def _cpuinfo() -> str:
+    path = ROOT / "proc/cpuinfo"
+    return path.read_text(errors="replace") if path.exists() else ""
+
+
+def _processor() -> str | None:
+    name = re.search(r"^model name\s*:\s*(.+)$", _cpuinfo(), re.MULTILINE)
+    return name[1].strip() if name else platform.processor() or None
+
+
 def _wrong_memory(told: dict[str, Any], found: dict[str, str]) -> str | None:
     """Modules of one name come with different memory; the system keeps a part of it for itself."""
-    has, wanted = float(found.get("memory_mb", 0)), float(told["device"]["memory_mb"])
-    if not has or 0.7 * wanted <= has <= 1.1 * wanted:
+    has, wanted = float(found.get("memory_mb", 0)), float(told["device"].get("memory_mb", 0))
+    if not has or not wanted or 0.7 * wanted <= has <= 1.1 * wanted:
         return None
     return f"This device has {has:.0f} MB of memory, {told['title']} has {wanted:.0f}."
 
@@ -80,15 +139,17 @@ def _wrong_version(name: str, allowed: str, found: dict[str, str]) -> str | None
     titles = {"tensorrt": "TensorRT", "jetpack": "JetPack"}
     title = titles.get(name, name)
     if version is None:
-        remedy = (
-            "Its Python module comes with JetPack (apt install python3-libnvinfer), or by pip install tensorrt."
-            if name == "tensorrt"
-            else "Is this a Jetson?"
-        )
+        remedy = _REMEDIES.get(name, f"pip install '{name}{allowed}'")
         return f"{title} {allowed} is needed, and none was found. {remedy}"
     if within(version, allowed):
         return None
     return f"{title} is {version}; the model was compiled for {allowed}. Compile it again for this version."
+
+
+_REMEDIES = {
+    "tensorrt": "Its Python module comes with JetPack (apt install python3-libnvinfer), or by pip install tensorrt.",
+    "jetpack": "Is this a Jetson?",
+}
 
 
 def within(version: str, allowed: str) -> bool:
@@ -116,7 +177,7 @@ def _numbers(version: str) -> list[int]:
 def tensorrt_version() -> str | None:
     """Of its Python module, else of trtexec; None if neither is there."""
     try:
-        import tensorrt
+        import tensorrt  # noqa: TID251 # a script of the device, no module of planish
     except ImportError:
         banner = re.search(r"TensorRT(?:\.trtexec)? \[?TensorRT v(\d+)", _output([trtexec(), "--help"]))
         return _spelled(banner[1]) if banner else None

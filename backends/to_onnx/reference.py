@@ -1,4 +1,4 @@
-"""Runs the lowered file where there is no TensorRT: ONNX Runtime computes the Q/DQ graph in float."""
+"""What an ONNX file says, whatever runs it in the end: ONNX Runtime computes the Q/DQ graph in float."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from planish.compiler.contracts import Runner
 class Reference(Runner):
     """ONNX Runtime's session, all cores.
 
-    Its integer kernels are left out: they saturate on processors without VNNI, and TensorRT's round otherwise.
+    Its integer kernels are left out: they saturate on processors without VNNI, and other devices' round otherwise.
     https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html
     """
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import struct
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -116,3 +117,40 @@ def _sha256(path: Path) -> str:
         for block in iter(lambda: file.read(1 << 20), b""):
             digest.update(block)
     return digest.hexdigest()
+
+
+# ---------------------------------------------------------------------- device_report.json
+
+
+def report(
+    told: dict[str, Any], facts: dict[str, str], outputs: list[dict[str, Any]], times: Sequence[float]
+) -> dict[str, Any]:
+    """What every report tells; ``times`` in milliseconds."""
+    return {
+        "format": 1,
+        "target": told["target"],
+        "model_sha256": told["files"][told["model"]],
+        "device": facts,
+        "outputs": outputs,
+        "latency_ms": percentiles(times),
+        "runs": len(times),
+        "batch": told["inputs"][0]["shape"][0] if told["inputs"] and told["inputs"][0]["shape"] else 1,
+        "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def write_report(told: dict[str, Any], folder: Path, found: dict[str, Any]) -> None:
+    """Write ``device_report.json``. Raises Stop where the outputs are not the expected ones."""
+    path = folder / "device_report.json"
+    beside = path.with_name(path.name + ".part")
+    beside.write_text(json.dumps(found, indent=2) + "\n")
+    beside.replace(path)
+    latency = found["latency_ms"]
+    print(f"Latency: p50 {latency['p50']:.3f} ms, p95 {latency['p95']:.3f}, p99 {latency['p99']:.3f}.")
+    print(f"{path} tells it all: planish import-report ARTIFACT {path.name} puts it into the report.")
+    worst = min((output["snr_db"] for output in found["outputs"] if output["snr_db"] is not None), default=None)
+    if worst is not None and worst < told["snr_db_least"]:
+        raise Stop(
+            f"the outputs are {worst:.1f} dB from the expected ones, {told['snr_db_least']:g} dB is the least. "
+            "Do not use what was built; send device_report.json to planish."
+        )

@@ -1,0 +1,106 @@
+#!/usr/bin/env python3
+"""Runs the model on this device: are the outputs the expected ones, and how long does a call take?
+
+Needs numpy and the runtime that build.json names (README.md says how to install it).
+
+    python3 check.py                    check device and versions, verify, measure; writes device_report.json
+    python3 check.py --check            check the device only
+    python3 check.py --other-device     go on although this is not the device, or not the version, of build.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import machine
+import samples
+from machine import Stop
+
+HERE = Path(__file__).resolve().parent
+WARM_UP = 20
+LEAST_RUNS = 100
+
+
+def main(arguments: Sequence[str]) -> int:
+    options = _options(arguments)
+    try:
+        told = json.loads((HERE / "build.json").read_text())
+        samples.check_files(told, HERE)
+        runtime = _runtime(told)
+        facts = _check(told, runtime, options)
+        if not options.check:
+            samples.write_report(told, HERE, _measured(told, runtime, facts, options))
+    except Stop as problem:
+        print(f"\nStopped: {problem}", file=sys.stderr)
+        return 1
+    except OSError as problem:
+        print(f"\nStopped: Make room or give rights: {problem}.", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="check the device, run nothing")
+    parser.add_argument("--other-device", action="store_true", help="go on where device or version are others")
+    parser.add_argument("--threads", type=int, default=1, help="of the CPU (1)")
+    parser.add_argument("--seconds", type=float, default=10.0, help="how long to measure (10)")
+    return parser.parse_args(arguments)
+
+
+def _runtime(told: dict[str, Any]) -> Any:
+    try:
+        import runtime
+    except ImportError as failure:
+        packages = " ".join(f"'{name}{allowed}'" for name, allowed in sorted(told["versions"].items()))
+        raise Stop(f"{failure}: pip install numpy {packages}") from None
+    return runtime
+
+
+def _check(told: dict[str, Any], runtime: Any, options: argparse.Namespace) -> dict[str, str]:
+    """Everything that can be wrong before the run, told at once."""
+    facts = {**machine.processor_facts(), **runtime.facts(told)}
+    for name, value in facts.items():
+        print(f"{name:16} {value}")
+    problems = [*machine.problems(told, facts), *runtime.problems(told)]
+    for problem in problems:
+        print(f"! {problem}")
+    if problems and not options.other_device:
+        raise Stop("the device is not as build.json wants it (above). --other-device goes on all the same.")
+    for warning in machine.warnings(told, facts):
+        print(f"- {warning}")
+    return facts
+
+
+def _measured(told: dict[str, Any], runtime: Any, facts: dict[str, str], options: argparse.Namespace) -> dict[str, Any]:
+    inputs = samples.inputs(told, HERE)
+    started = time.perf_counter()
+    session = runtime.Session(told, HERE, options.threads)
+    outputs = samples.compare(told, HERE, session.run(inputs))
+    built = time.perf_counter() - started
+    times: list[float] = []
+    stop = time.perf_counter() + options.seconds
+    for call in range(10**9):
+        start = time.perf_counter()
+        session.call()
+        took = (time.perf_counter() - start) * 1e3
+        if call >= WARM_UP:
+            times.append(took)
+        if len(times) >= LEAST_RUNS and time.perf_counter() > stop:
+            break
+    return {
+        **samples.report(told, {**facts, "threads": str(options.threads)}, outputs, times),
+        "engine_bytes": (HERE / told["model"]).stat().st_size,
+        "build_seconds": round(built, 1),
+        **session.told(),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
