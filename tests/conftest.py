@@ -25,7 +25,9 @@ def pytest_configure() -> None:
     # The same examples in every run, and no time limit on them: the machine is shared, and CI must not guess.
     # A slow machine is no reason to fail.
     slow = [hypothesis.HealthCheck.too_slow]
-    hypothesis.settings.register_profile("planish", derandomize=True, deadline=None, suppress_health_check=slow)
+    hypothesis.settings.register_profile(
+        "planish", max_examples=40, derandomize=True, deadline=None, suppress_health_check=slow
+    )
     hypothesis.settings.load_profile("planish")
 
 

@@ -28,15 +28,13 @@ SLOW = (
     "YOLO-like, CSP",
     "GPT-2",
     "swin_tiny_patch4_window7_224",
-    "coat_tiny",
     "efficientvit_m0",
     "T5",
     "CLIP",
     "densenet121",
-    "cait_xxs24_224",
 )
 
-ORDERS = 4
+ORDERS = 3
 Partition = frozenset[frozenset[frozenset[tuple[str, int, int]]]]
 
 

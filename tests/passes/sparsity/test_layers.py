@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -103,6 +103,7 @@ def test_the_matrix_times_the_rows_is_each_tap_of_a_transposed_convolution(group
     assert (layer.inputs, layer.outputs) == (4 // groups, 6)
 
 
+@settings(max_examples=30)
 @given(at_most=st.integers(1, 200), size=st.integers(3, 12))
 def test_thinned_rows_are_some_of_all_rows_and_not_many_more_than_asked_for(at_most: int, size: int) -> None:
     conv = nn.Conv2d(2, 2, 3, padding=1)
