@@ -38,10 +38,11 @@ def write(folder: Path, profile: HardwareProfile, inputs: Sequence[Tensor] | Non
     ]
     told = {"inputs": fed, "outputs": expected, "precision": _precision(folder / FILE)}
     (folder / "check.json").write_text(json.dumps(told, indent=2) + "\n")
-    scripts = sorted(path.name for path in SCRIPTS.iterdir() if path.is_file())
+    kinds = {unit.kind for unit in profile.units}
+    scripts = ["README.md", "check.py", *(["compile_edgetpu.sh"] if "tpu" in kinds else [])]
     for name in scripts:
         shutil.copyfile(SCRIPTS / name, folder / name)
-    array_files = write_c_array(folder) if any(unit.kind == "mcu" for unit in profile.units) else ()
+    array_files = write_c_array(folder) if "mcu" in kinds else ()
     return (*scripts, "check.json", *fed, *expected, *array_files)
 
 
