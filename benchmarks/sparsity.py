@@ -23,12 +23,14 @@ from benchmarks.sparsity_data import Sentences, Shifted, accuracy
 from benchmarks.tables import machine, show, write_json
 from benchmarks.zoo_cases import zoo
 from planish.compiler.calibration import Calibration
-from planish.compiler.contracts import Context
+from planish.compiler.contracts import Context, Pass
 from planish.compiler.inputs import Inputs
 from planish.compiler.plugins import registry
 from planish.compiler.program import Program
 from planish.compiler.trace import trace
 from planish.compiler.training_data import TrainingData
+from planish.passes.distill.distill import Distill
+from planish.passes.distill.losses import SoftTargets
 from planish.passes.quantize_int8 import QuantizeInt8
 from planish.passes.sparsify import Sparsify
 from planish.passes.sparsity.criteria import gram, kept_share, magnitude
@@ -143,16 +145,18 @@ def resnet44(
     )  # fmt: skip
     dense = score(program)
     rows: list[dict[str, Any]] = [{"ResNet-44": "dense", "top-1 %": 100 * dense, "drop": 0.0, "seconds": 0.0}]
-    options: list[tuple[str, dict[str, Any]]] = [
-        ("magnitude, one shot", {"permute": False}),
-        ("sparsegpt, one shot", {"criterion": "sparsegpt"}),
-        ("sparsegpt, reordered, one shot", {"criterion": "sparsegpt", "permute": True}),
-        ("sparsegpt, reordered, recovered", {"criterion": "sparsegpt", "permute": True, "training": training}),
-    ]
-    for name, chosen in options:
+    best = Sparsify(criterion="sparsegpt", permute=True, samples=512)
+    distill = Distill(case.model, [SoftTargets()], blended=True, inner=[best], training=training, diagnosis=False)
+    passes: dict[str, Pass] = {
+        "magnitude, one shot": Sparsify(permute=False, samples=512),
+        "sparsegpt, one shot": Sparsify(criterion="sparsegpt", samples=512),
+        "sparsegpt, reordered, one shot": best,
+        "sparsegpt, reordered, distilled": distill,
+    }
+    for name, compression in passes.items():
         start = time.perf_counter()
         told = context([Inputs((images[:512],))], Shifted(images, labels, by=4, mirrored=True))
-        sparse = Sparsify(samples=512, **chosen).run(program, told)
+        sparse = compression.run(program, told)
         seconds = time.perf_counter() - start
         after = score(sparse)
         rows.append({"ResNet-44": name, "top-1 %": 100 * after, "drop": 100 * (dense - after), "seconds": seconds})
