@@ -30,7 +30,7 @@ _TRANSPOSED = (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.
 class FoldBatchNorm(Pass):
     """``batch_norm(conv(x))`` in evaluation is one convolution (arXiv:1502.03167, section 3.1).
 
-    1. The layer is a convolution (transposed: without groups), or a linear map on two dimensions.
+    1. The layer is a convolution, or a linear map on two dimensions.
     2. Nothing but the batch norm reads the layer, and both have constant parameters.
     3. The batch norm uses running statistics.
     """
@@ -70,9 +70,7 @@ def _folds(program: Program, norm: fx.Node) -> bool:
     if layer.target is aten.linear.default:
         fits = rank == 2
     elif layer.target in _CONVS or layer.target in _TRANSPOSED:
-        ungrouped = len(layer.args) <= 6 or layer.args[6] == 1
-        batched = rank == layer.args[1].meta["val"].ndim  # type: ignore[union-attr]
-        fits = batched and (layer.target in _CONVS or ungrouped)
+        fits = rank == layer.args[1].meta["val"].ndim  # type: ignore[union-attr] # with a batch
     else:
         return False
     if not fits:
@@ -88,19 +86,37 @@ def _fold(program: Program, norm: fx.Node) -> None:
     scale, shift, mean, variance = (program.tensor(argument) for argument in norm.args[1:5])
     assert weight is not None and mean is not None and variance is not None
     epsilon = float(norm.args[7])  # type: ignore[arg-type]
+    fused: tuple[Tensor, Tensor]
     if layer.target is aten.linear.default:
         scale = torch.ones_like(mean) if scale is None else scale
         shift = torch.zeros_like(mean) if shift is None else shift
         fused = fuse_linear_bn_weights(weight, bias, mean, variance, epsilon, scale, shift)
+    elif layer.target in _CONVS:
+        fused = fuse_conv_bn_weights(weight, bias, mean, variance, epsilon, scale, shift)
     else:
-        turned = layer.target in _TRANSPOSED
-        fused = fuse_conv_bn_weights(weight, bias, mean, variance, epsilon, scale, shift, transpose=turned)
+        groups = int(layer.args[6]) if len(layer.args) > 6 else 1  # type: ignore[arg-type]
+        whole, bias = fuse_conv_bn_weights(
+            _side_by_side(weight, groups), bias, mean, variance, epsilon, scale, shift, transpose=True
+        )
+        fused = (_one_below_another(whole, groups), bias)
     stem = str(layer.args[1].target)  # type: ignore[union-attr]
     names = (f"{stem}_folded", f"{stem}_folded_bias")
     nodes = [add_tensor(program, name, _parameter(tensor)) for name, tensor in zip(names, fused, strict=True)]
     layer.args = (layer.args[0], *nodes, *layer.args[3:])
     norm.replace_all_uses_with(layer)
     program.graph.erase_node(norm)
+
+
+def _side_by_side(weight: Tensor, groups: int) -> Tensor:
+    """``[inputs, outputs / groups, …]`` of a transposed convolution as ``[inputs / groups, outputs, …]``."""
+    parts: Tensor = weight.unflatten(0, (groups, -1))
+    return parts.transpose(0, 1).flatten(1, 2)
+
+
+def _one_below_another(weight: Tensor, groups: int) -> Tensor:
+    """``[inputs / groups, outputs, …]`` as ``[inputs, outputs / groups, …]`` again."""
+    parts: Tensor = weight.unflatten(1, (groups, -1))
+    return parts.transpose(0, 1).flatten(0, 1)
 
 
 def _parameter(tensor: Tensor) -> nn.Parameter:
