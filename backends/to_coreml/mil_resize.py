@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from planish.backends.to_coreml.mil_values import Function, Unevaluated, number, numbers
+from planish.backends.to_coreml.mil_values import Function, Unevaluated, number, numbers, per_channel
 
 
 def grid(size: int, target: int, mode: str) -> Tensor:
@@ -34,7 +34,7 @@ def grid(size: int, target: int, mode: str) -> Tensor:
 def _linear(x: Tensor, dim: int, places: Tensor) -> Tensor:
     low = places.floor().long()
     high = (low + 1).clamp(max=x.shape[dim] - 1)
-    share = (places - low).to(torch.float32).reshape([-1 if at == dim % x.ndim else 1 for at in range(x.ndim)])
+    share = per_channel((places - low).to(torch.float32), x.ndim, dim)
     return x.index_select(dim, low) * (1 - share) + x.index_select(dim, high) * share
 
 

@@ -43,7 +43,7 @@ def blockwise_shift_scale(data: Tensor, scale: Tensor, offset: Tensor | None = N
 
 
 def stretched(values: Tensor, shape: Sequence[int]) -> Tensor:
-    """Each value repeated over its block of a tensor of ``shape``."""
+    """Each value repeated over its block of a tensor of ``shape``; dimensions of ``values`` behind those stay."""
     for dim, size in enumerate(shape):
         values = values.repeat_interleave(size // values.shape[dim], dim)
     return values
@@ -59,9 +59,7 @@ def lut_to_dense(
         places = unpacked(indices.numpy(), bits, torch.Size(sizes).numel(), signed=False)
         return lut[torch.from_numpy(places).long()].reshape(sizes)
     length = lut.shape[-1]
-    tables = lut
-    for dim, size in enumerate(indices.shape):
-        tables = tables.repeat_interleave(size // lut.shape[dim], dim)
+    tables = stretched(lut, indices.shape)
     chosen = indices.long()[..., None, None].expand(*indices.shape, 1, length)
     vectors = tables.gather(-2, chosen).squeeze(-2)
     if length == 1:

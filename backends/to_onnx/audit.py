@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
 import onnxruntime as ort
 
-from planish.compiler.program import Program, op_name, source_module
+from planish.backends.to_onnx.graph_rules import in_float
+from planish.compiler.program import Program
 from planish.compiler.report import Decision
 
 _WEIGHTED = frozenset(
@@ -30,13 +30,10 @@ def float_fallbacks(file: Path, program: Program) -> tuple[list[Decision], list[
     producers = {output: node for node in graph.node for output in node.output}
     consumers = {name: node for node in graph.node for name in node.input}
     fallbacks = [
-        Decision(
-            module=_module(program, node.name), op=_op(program, node), node=node.name, outcome="float",
-            reason=f"ONNX Runtime runs it as {node.op_type} on dequantized values",
-        )
+        in_float(node, program, f"ONNX Runtime runs it as {node.op_type} on dequantized values")
         for node in graph.node
         if _was_meant_for_integers(node, producers, consumers)
-    ]  # fmt: skip
+    ]
     integer = sum(node.op_type.startswith(("QLinear", "QGemm", "MatMulInteger", "ConvInteger")) for node in graph.node)
     notes = (
         [f"ONNX Runtime's own optimized model has {integer} integer operators among {len(graph.node)}."]
@@ -78,18 +75,3 @@ def _is_dequantized(name: str, producers: dict[str, onnx.NodeProto]) -> bool:
     while node is not None and node.op_type in _MOVES:
         node = producers.get(node.input[0])
     return node is not None and node.op_type == "DequantizeLinear"
-
-
-def _named(program: Program, name: str) -> Iterator[object]:
-    stem = name.split("/")[-1].split(".")[0]
-    for node in program.graph.nodes:
-        if node.name == stem:
-            yield node
-
-
-def _module(program: Program, name: str) -> str:
-    return next((source_module(node) for node in _named(program, name)), "")  # type: ignore[arg-type]
-
-
-def _op(program: Program, node: onnx.NodeProto) -> str:
-    return next((op_name(found) for found in _named(program, node.name)), node.op_type)  # type: ignore[arg-type]

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from planish.compiler.contracts import Backend, Check, FileFinding, Lowered, Runner
@@ -76,7 +75,9 @@ class OnnxBackend(Backend):
 
     def load(self, folder: Path, profile: HardwareProfile, signature: Signature, runtime: dict[str, Any]) -> Runner:
         _require()
-        return _Session(folder / FILE)
+        from planish.backends.to_onnx.reference import Session
+
+        return Session(folder / FILE)
 
     def time(
         self, folders: Sequence[Path], profile: HardwareProfile, inputs: Sequence[Any], threads: int = 1
@@ -93,22 +94,6 @@ class OnnxBackend(Backend):
         from planish.backends.to_onnx import build_folder
 
         return build_folder.write(folder, profile, None if inputs is None else _tensors(inputs))
-
-
-class _Session(Runner):
-    """ONNX Runtime's session, all cores; tensors are handed over without a copy."""
-
-    def __init__(self, file: Path) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-        self._names = [value.name for value in self._session.get_inputs()]
-
-    def __call__(self, leaves: Sequence[Any]) -> list[Any]:
-        feed = {name: tensor.numpy(force=True) for name, tensor in zip(self._names, _tensors(leaves), strict=True)}
-        return [torch.from_numpy(array) for array in self._session.run(None, feed)]
 
 
 def _tensors(leaves: Sequence[Any]) -> list[Tensor]:

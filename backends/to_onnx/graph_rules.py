@@ -13,7 +13,8 @@ from torch import fx
 
 from planish.compiler.contracts import Check, FileFinding
 from planish.compiler.errors import LoweringError, UserError
-from planish.compiler.program import Program
+from planish.compiler.program import Program, op_name, source_module
+from planish.compiler.report import Decision
 
 Offenders = Callable[[ir.Graph], Iterator[ir.Node]]
 
@@ -38,6 +39,14 @@ def origin(name: str | None, program: Program) -> fx.Node | None:
     """The node of ``program`` that an ONNX node of that name was lowered from."""
     stem = (name or "").split("/")[-1].split(".")[0]
     return next((node for node in program.graph.nodes if node.name == stem), None)
+
+
+def in_float(node: ir.Node | onnx.NodeProto, program: Program, reason: str) -> Decision:
+    """That ``node`` was meant for INT8 and runs in float."""
+    found = origin(node.name, program)
+    module = source_module(found) if found is not None else ""
+    op = op_name(found) if found is not None else node.op_type
+    return Decision(module=module, op=op, node=node.name or "", outcome="float", reason=reason)
 
 
 def checks_of(rules: Iterable[Rule], lower: Callable[[Program], ir.Model]) -> tuple[Check, ...]:

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from planish.backends.to_onnx.graph_rules import Rule, origin
+from planish.backends.to_onnx.graph_rules import Rule, in_float, origin
 from planish.backends.to_tensorrt import rtx
 from planish.backends.to_tensorrt.integers import meant_for_integers
 from planish.backends.to_tensorrt.rules import rules_of
 from planish.compiler.errors import LoweringError
 from planish.compiler.hardware import HardwareProfile
-from planish.compiler.program import Program, op_name, source_module
+from planish.compiler.program import Program, source_module
 from planish.compiler.report import Decision
 
 Broken = list[tuple[Rule, ir.Node]]
@@ -47,22 +47,13 @@ def float_layers(
     reasons = {node: rule.sentence for rule, node in broken_rules(model, profile)}
     if not rtx.is_installed():
         notes = ["Install planish[tensorrt] to ask NVIDIA's own builder which layers run in INT8."]
-        return [_decision(node, program, reasons[node]) for node in planned if node in reasons], notes
+        return [in_float(node, program, reasons[node]) for node in planned if node in reasons], notes
     verdict = rtx.ask(file, rtx.nearest_architecture(profile))
     if verdict.refusal:
         return [], [f"{verdict.label} (no device test) refuses the model at {verdict.refused_node}: {verdict.refusal}"]
-    in_float = [node for node in planned if not verdict.runs_in_integers(node.name or "")]
+    floats = [node for node in planned if not verdict.runs_in_integers(node.name or "")]
     note = (
-        f"{verdict.label} (no device test): {len(planned) - len(in_float)} of {len(planned)} layers planned in INT8 "
+        f"{verdict.label} (no device test): {len(planned) - len(floats)} of {len(planned)} layers planned in INT8 "
         "run in INT8."
     )
-    return [_decision(node, program, f"{reasons.get(node, UNEXPLAINED)} ({verdict.label})") for node in in_float], [
-        note
-    ]
-
-
-def _decision(node: ir.Node, program: Program, reason: str) -> Decision:
-    found = origin(node.name, program)
-    module = source_module(found) if found is not None else ""
-    op = op_name(found) if found is not None else node.op_type
-    return Decision(module=module, op=op, node=node.name or "", outcome="float", reason=reason)
+    return [in_float(node, program, f"{reasons.get(node, UNEXPLAINED)} ({verdict.label})") for node in floats], [note]

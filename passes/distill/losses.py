@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -36,7 +35,9 @@ class Loss(ABC):
 
     weight: float = 1.0
 
-    needs_teacher: ClassVar[bool] = True
+    @property
+    def needs_teacher(self) -> bool:
+        return True
 
     @property
     def reads_labels(self) -> bool:
@@ -80,6 +81,10 @@ class HardLabels(OutputLoss):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.demand("source", self.source in ("data", "teacher"), "'data' or 'teacher'")
+
+    @property
+    def needs_teacher(self) -> bool:
+        return self.source == "teacher"
 
     @property
     def reads_labels(self) -> bool:
@@ -229,7 +234,9 @@ class Exits(OutputLoss):
 
     temperature: float = 4.0
 
-    needs_teacher: ClassVar[bool] = False
+    @property
+    def needs_teacher(self) -> bool:
+        return False
 
     def value(self, seen: Seen) -> Tensor:
         *early, last = real_tensors(seen.student)

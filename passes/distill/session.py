@@ -13,7 +13,6 @@ from planish.compiler.training_data import Batch
 from planish.passes.distill.blend import blended
 from planish.passes.distill.cache import AnyTeacher, CachedTeacher
 from planish.passes.distill.diagnosis import diagnose
-from planish.passes.distill.losses import HardLabels
 from planish.passes.distill.objective import Lessons
 from planish.passes.distill.taps import tapped, untapped
 from planish.passes.distill.teacher import Teacher, Teachers
@@ -39,7 +38,7 @@ class Session:
 
     def _make_teacher(self, program: Program) -> AnyTeacher | None:
         settings = self.settings
-        if not any(loss.needs_teacher and _asks_teacher(loss) for loss in settings.losses) and not settings.curriculum:
+        if not any(loss.needs_teacher for loss in settings.losses) and not settings.curriculum:
             return None
         choices = (settings.teacher, self.context.teacher, self.context.original, program)
         given = next(choice for choice in choices if choice is not None)
@@ -90,10 +89,6 @@ class Session:
     def report(self) -> None:
         if isinstance(self.teacher, CachedTeacher):
             self.context.notes.append(self.teacher.told())
-
-
-def _asks_teacher(loss: Any) -> bool:
-    return not (isinstance(loss, HardLabels) and loss.source == "data")
 
 
 def _first_of(run: Any) -> Any:

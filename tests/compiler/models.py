@@ -93,6 +93,32 @@ class Tied(nn.Module):
         return result
 
 
+class TiedAround(nn.Module):
+    """The table of the tokens is the matrix of the head as well, with a layer between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.layer = nn.Embedding(40, 32), nn.Linear(32, 32)
+        self.head = nn.Linear(32, 40, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        result: Tensor = self.head(self.layer(self.table(tokens)).relu())
+        return result
+
+
+class ImageAndWords(nn.Module):
+    """An image and words in, two outputs, one of them whole numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.words, self.head = nn.Conv2d(16, 16, 3), nn.Embedding(50, 16), nn.Linear(16, 4)
+
+    def forward(self, image: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
+        seen = self.conv(image).relu().mean((2, 3)) + self.words(words).mean(1)
+        return self.head(seen), words + 1
+
+
 class Regions(nn.Module):
     """A frozen part under no_grad, and a buffer that is not saved."""
 

@@ -20,6 +20,7 @@ from planish.compiler.rules import verify
 from planish.compiler.scheme import IntegerOp, IntegerType
 from planish.passes.quantize_int8 import QuantizeInt8
 from planish.passes.quantize_weights import QuantizeWeights
+from tests.compiler.models import TiedAround
 from tests.passes.nets import CONV, SCHEME, RandomCnn, aten, context, the, traced
 
 ROWS = IntegerType(torch.int8, -128, 127, symmetric=False, granularity="row")
@@ -34,19 +35,6 @@ STORING = replace(
         replace(CONV, activation_types=(TENSOR,), grouped=False),
     ),
 )
-
-
-class Tied(nn.Module):
-    """The table of the tokens is the matrix of the head as well."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.table, self.layer = nn.Embedding(40, 32), nn.Linear(32, 32)
-        self.head = nn.Linear(32, 40, bias=False)
-        self.head.weight = self.table.weight
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.head(self.layer(self.table(tokens)).relu())
 
 
 def made(model: nn.Module, x: Tensor, scheme: Any = STORING, **options: Any) -> tuple[Program, Program, Any]:
@@ -77,7 +65,7 @@ def test_a_network_computes_what_it_computes_with_rounded_weights(choices: list[
 
 
 def test_weights_take_a_quarter_of_the_bytes_and_a_shared_one_is_stored_once() -> None:
-    before, after, _ = made(Tied(), torch.zeros(2, 5, dtype=torch.long))
+    before, after, _ = made(TiedAround(), torch.zeros(2, 5, dtype=torch.long))
 
     def stored(program: Program) -> int:
         read = [program.tensor(node) for node in program.graph.nodes if node.op == "get_attr"]
@@ -89,7 +77,7 @@ def test_weights_take_a_quarter_of_the_bytes_and_a_shared_one_is_stored_once() -
 
 
 def test_small_weights_and_what_the_user_names_stay_float() -> None:
-    _, _, told = made(Tied(), torch.zeros(2, 5, dtype=torch.long), min_values=1025, keep_float=("head",))
+    _, _, told = made(TiedAround(), torch.zeros(2, 5, dtype=torch.long), min_values=1025, keep_float=("head",))
     found = {decision.module: (decision.outcome, decision.reason) for decision in told.decisions}
     assert found["table"] == ("int8 weights", "computes in float")
     assert found["layer"] == ("float", "its weight has fewer than 1025 values")
@@ -156,7 +144,7 @@ def test_what_quantize_int8_left_in_float_gets_integer_weights_and_the_rest_stay
 )
 def test_what_cannot_be_done_is_said_in_a_sentence(options: dict[str, Any], scheme: Any, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        made(Tied(), torch.zeros(2, 5, dtype=torch.long), scheme, **options)
+        made(TiedAround(), torch.zeros(2, 5, dtype=torch.long), scheme, **options)
 
 
 def test_a_model_without_such_weights_is_told_to_leave_the_pass_out() -> None:
@@ -184,7 +172,7 @@ def test_every_backend_that_stores_integer_weights_writes_smaller_files_that_pas
 ) -> None:
     """Core ML's float weights have half the size to begin with."""
     pytest.importorskip(runtime)
-    model, tokens = Tied(), torch.zeros(2, 5, dtype=torch.long)
+    model, tokens = TiedAround(), torch.zeros(2, 5, dtype=torch.long)
     model.table, model.layer = nn.Embedding(256, 256), nn.Linear(256, 256)
     model.head = nn.Linear(256, 256, bias=False)
     model.head.weight = model.table.weight

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+import samples
 from machine import Stop
 
 
@@ -118,8 +119,7 @@ def _options(folder: Path, threads: int, profiled: bool) -> Any:
 def _profiled_nodes(told: dict[str, Any], folder: Path, threads: int) -> list[str]:
     """The provider of each node of one call. A session of its own: profiling takes time."""
     session = _session(told, folder, _options(folder, threads, profiled=True))
-    inputs = {each["name"]: (folder / each["file"]).read_bytes() for each in told["inputs"]}
-    session.run(None, _arrays(told, inputs))
+    session.run(None, _arrays(told, samples.inputs(told, folder)))
     written = Path(session.end_profiling())
     events = json.loads(written.read_text())
     written.unlink()

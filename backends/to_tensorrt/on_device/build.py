@@ -58,15 +58,7 @@ def _check(told: dict[str, Any], options: argparse.Namespace) -> dict[str, str]:
     """Everything that can be wrong before the build, told at once."""
     samples.check_files(told, HERE)
     facts = machine.facts()
-    for name, value in facts.items():
-        print(f"{name:16} {value}")
-    problems = machine.problems(told, facts)
-    for problem in problems:
-        print(f"! {problem}")
-    if problems and not options.other_device:
-        raise Stop("the device is not as build.json wants it (above). --other-device goes on all the same.")
-    for warning in machine.warnings(told, facts):
-        print(f"- {warning}")
+    machine.check(told, facts, (), options.other_device)
     return facts
 
 
@@ -86,7 +78,7 @@ def _build(told: dict[str, Any], facts: dict[str, str], options: argparse.Namesp
 
 
 def _from_trtexec(told: dict[str, Any], facts: dict[str, str]) -> dict[str, Any]:
-    outputs = samples.compare(told, HERE, samples.read_trtexec_outputs(told, HERE / "outputs.json"))
+    outputs = samples.compare(told, HERE, samples.read_trtexec_outputs(HERE / "outputs.json"))
     times = samples.read_trtexec_times(HERE / "times.json")
     size = (HERE / "model.engine").stat().st_size
     return {**samples.report(told, facts, outputs, times), "engine_bytes": size, "built_by": "trtexec"}

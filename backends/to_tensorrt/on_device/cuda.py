@@ -32,9 +32,6 @@ class Cuda:
         self._call("cudaMalloc", ctypes.byref(pointer), ctypes.c_size_t(max(size, 1)))
         return pointer.value or 0
 
-    def free(self, pointer: int) -> None:
-        self._call("cudaFree", ctypes.c_void_p(pointer))
-
     def to_device(self, pointer: int, data: bytes) -> None:
         self._call("cudaMemcpy", ctypes.c_void_p(pointer), data, ctypes.c_size_t(len(data)), _TO_DEVICE)
 

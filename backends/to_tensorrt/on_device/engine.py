@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import struct
 import time
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,9 @@ from typing import Any
 import tensorrt as trt
 from cuda import Cuda
 from machine import Stop
-from samples import FORMATS, converted, unpack
+from samples import FORMATS, converted, measure, unpack
 
 ENGINE = "model.engine"
-WARM_UP = 20
-LEAST_RUNS = 100
 MAJOR = int(trt.__version__.split(".")[0])
 
 
@@ -83,18 +82,14 @@ class Engine:
         """Milliseconds of each run on the GPU, without the copies of inputs and outputs."""
         self._load(inputs)
         start, end = self._cuda.event(), self._cuda.event()
-        times: list[float] = []
-        stop = time.monotonic() + seconds
-        for run in range(10**9):
+
+        def one_call() -> float:
             self._cuda.record(start)
             self._enqueue()
             self._cuda.record(end)
-            took = self._cuda.elapsed_ms(start, end)
-            if run >= WARM_UP:
-                times.append(took)
-            if len(times) >= LEAST_RUNS and time.monotonic() > stop:
-                break
-        return times
+            return self._cuda.elapsed_ms(start, end)
+
+        return measure(one_call, seconds)
 
     def told(self) -> dict[str, Any]:
         inspector = self._engine.create_engine_inspector()
@@ -197,7 +192,7 @@ def _dtype(dtype: Any) -> str:
 
 
 def _bytes(dtype: str) -> int:
-    return {"float64": 8, "int64": 8, "float32": 4, "int32": 4, "float16": 2}.get(dtype, 1)
+    return struct.calcsize(FORMATS[dtype])
 
 
 def _layer(told: dict[str, Any]) -> dict[str, str]:

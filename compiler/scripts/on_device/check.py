@@ -23,8 +23,6 @@ import samples
 from machine import Stop
 
 HERE = Path(__file__).resolve().parent
-WARM_UP = 20
-LEAST_RUNS = 100
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -66,15 +64,7 @@ def _runtime(told: dict[str, Any]) -> Any:
 def _check(told: dict[str, Any], runtime: Any, options: argparse.Namespace) -> dict[str, str]:
     """Everything that can be wrong before the run, told at once."""
     facts = {**machine.processor_facts(), **runtime.facts(told)}
-    for name, value in facts.items():
-        print(f"{name:16} {value}")
-    problems = [*machine.problems(told, facts), *runtime.problems(told)]
-    for problem in problems:
-        print(f"! {problem}")
-    if problems and not options.other_device:
-        raise Stop("the device is not as build.json wants it (above). --other-device goes on all the same.")
-    for warning in machine.warnings(told, facts):
-        print(f"- {warning}")
+    machine.check(told, facts, runtime.problems(told), options.other_device)
     return facts
 
 
@@ -84,16 +74,13 @@ def _measured(told: dict[str, Any], runtime: Any, facts: dict[str, str], options
     session = runtime.Session(told, HERE, options.threads)
     outputs = samples.compare(told, HERE, session.run(inputs))
     built = time.perf_counter() - started
-    times: list[float] = []
-    stop = time.perf_counter() + options.seconds
-    for call in range(10**9):
+
+    def one_call() -> float:
         start = time.perf_counter()
         session.call()
-        took = (time.perf_counter() - start) * 1e3
-        if call >= WARM_UP:
-            times.append(took)
-        if len(times) >= LEAST_RUNS and time.perf_counter() > stop:
-            break
+        return (time.perf_counter() - start) * 1e3
+
+    times = samples.measure(one_call, options.seconds)
     return {
         **samples.report(told, {**facts, "threads": str(options.threads)}, outputs, times),
         "engine_bytes": (HERE / told["model"]).stat().st_size,

@@ -28,10 +28,13 @@ def processor_facts() -> dict[str, str]:
 
 def _board() -> str | None:
     """The name of a single-board computer, or of a phone."""
+    named = _named_by_the_device_tree()
+    return _output(["getprop", "ro.product.model"]).strip() or None if named is None else named
+
+
+def _named_by_the_device_tree() -> str | None:
     model = ROOT / "proc/device-tree/model"
-    if model.exists():
-        return model.read_text(errors="replace").strip("\0\n ")
-    return _output(["getprop", "ro.product.model"]).strip() or None
+    return model.read_text(errors="replace").strip("\0\n ") if model.exists() else None
 
 
 def _governor() -> str | None:
@@ -52,6 +55,19 @@ def facts() -> dict[str, str]:
         "driver": None if _is_jetson() else _gpu("driver_version"),
     }
     return {name: value for name, value in found.items() if value}
+
+
+def check(told: dict[str, Any], found: dict[str, str], others: Sequence[str], go_on: bool) -> None:
+    """Print facts, problems (``others`` among them) and warnings; raise Stop for problems unless told to ``go_on``."""
+    for name, value in found.items():
+        print(f"{name:16} {value}")
+    wrong = [*problems(told, found), *others]
+    for problem in wrong:
+        print(f"! {problem}")
+    if wrong and not go_on:
+        raise Stop("the device is not as build.json wants it (above). --other-device goes on all the same.")
+    for warning in warnings(told, found):
+        print(f"- {warning}")
 
 
 def problems(told: dict[str, Any], found: dict[str, str]) -> list[str]:
@@ -203,10 +219,8 @@ def _is_jetson() -> bool:
 
 
 def _device() -> str | None:
-    model = ROOT / "proc/device-tree/model"
-    if model.exists():
-        return model.read_text(errors="replace").strip("\0\n ")
-    return _gpu("name")
+    named = _named_by_the_device_tree()
+    return _gpu("name") if named is None else named
 
 
 def _jetpack() -> str | None:

@@ -7,7 +7,7 @@ import json
 import math
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ FORMATS = {
     "bool": "?",
 }
 """Names of dtypes -> letters of the module struct."""
+WARM_UP = 20
+LEAST_RUNS = 100
 
 
 def check_files(told: dict[str, Any], folder: Path) -> None:
@@ -84,6 +86,19 @@ def converted(data: bytes, source: str, target: str) -> bytes:
     return struct.pack(f"<{count}{FORMATS[target]}", *[int(value) if whole else value for value in values])
 
 
+def measure(one_call: Callable[[], float], seconds: float) -> list[float]:
+    """What ``one_call`` gives, its milliseconds, again and again for ``seconds``; those of the warm-up are left out."""
+    times: list[float] = []
+    stop = time.perf_counter() + seconds
+    for call in range(10**9):
+        took = one_call()
+        if call >= WARM_UP:
+            times.append(took)
+        if len(times) >= LEAST_RUNS and time.perf_counter() > stop:
+            break
+    return times
+
+
 def percentiles(times: Sequence[float]) -> dict[str, float]:
     if not times:
         raise Stop("nothing was measured.")
@@ -94,7 +109,7 @@ def percentiles(times: Sequence[float]) -> dict[str, float]:
     }
 
 
-def read_trtexec_outputs(told: dict[str, Any], path: Path) -> dict[str, list[float]]:
+def read_trtexec_outputs(path: Path) -> dict[str, list[float]]:
     """What ``trtexec --exportOutput`` wrote."""
     return {each["name"]: [float(value) for value in each["values"]] for each in _json(path)}
 

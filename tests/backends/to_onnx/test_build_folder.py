@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
 
 import planish
 from planish.backends.to_onnx import build_folder as onnx_folder
@@ -24,6 +23,7 @@ from planish.compiler.on_device import build_scripts, import_report
 from planish.compiler.plugins import registry
 from planish.compiler.report import Report
 from planish.compiler.targets import find_profile
+from tests.compiler.models import ImageAndWords
 
 HERE = [name for name in ("x86-avx2", "graviton3") if find_profile(name).host is not None][
     platform.machine() != "x86_64"
@@ -35,24 +35,12 @@ SCRIPTS = [
 ]
 
 
-class Net(nn.Module):
-    """Words and an image in, two outputs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.words, self.head = nn.Conv2d(16, 16, 3), nn.Embedding(50, 16), nn.Linear(16, 4)
-
-    def forward(self, image: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
-        seen = self.conv(image).relu().mean((2, 3)) + self.words(words).mean(1)
-        return self.head(seen), words + 1
-
-
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     inputs = (torch.randn(2, 16, 8, 8), torch.randint(50, (2, 5)))
     folder = tmp_path_factory.mktemp("onnx") / "artifact"
-    planish.compile(Net().eval(), "galaxy-s24-npu", inputs, passes=[], output=folder, backend="onnx")
+    planish.compile(ImageAndWords().eval(), "galaxy-s24-npu", inputs, passes=[], output=folder, backend="onnx")
     manifest = json.loads((folder / "manifest.json").read_text())  # made elsewhere, for this machine
     manifest["profile"] = find_profile(HERE).model_dump(mode="json")
     (folder / "manifest.json").write_text(json.dumps(manifest))

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from planish.backends.to_tensorrt.backend import TensorRtBackend
 from planish.compiler.calibration import Calibration
@@ -22,6 +21,7 @@ from planish.compiler.inputs import Inputs
 from planish.compiler.targets import find_profile
 from planish.compiler.trace import trace
 from planish.passes.quantize_int8 import QuantizeInt8
+from tests.compiler.models import ImageAndWords
 
 FAKES = Path(__file__).with_name("fakes")
 
@@ -93,18 +93,6 @@ def compile_cuda(place: Path) -> None:
 # ---------------------------------------------------------------------- what lies on it
 
 
-class Net(nn.Module):
-    """Words and an image in, two outputs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.words, self.head = nn.Conv2d(16, 16, 3), nn.Embedding(50, 16), nn.Linear(16, 4)
-
-    def forward(self, image: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
-        seen = self.conv(image).relu().mean((2, 3)) + self.words(words).mean(1)
-        return self.head(seen), words + 1
-
-
 def profile(target: str = "jetson-orin", **versions: str) -> HardwareProfile:
     found = find_profile(target)
     runtime = found.runtime.model_copy(update={"versions": versions or found.runtime.versions})
@@ -115,7 +103,7 @@ def build_files(folder: Path, target: HardwareProfile) -> Path:
     """An artifact's model.onnx in INT8, with the scripts beside it."""
     torch.manual_seed(0)
     inputs = (torch.randn(2, 16, 8, 8), torch.randint(50, (2, 5)))
-    program, backend = trace(Net().eval(), Inputs(inputs)), TensorRtBackend()
+    program, backend = trace(ImageAndWords().eval(), Inputs(inputs)), TensorRtBackend()
     context = Context(target, backend.scheme(target), Calibration([Inputs(inputs)], "given"))
     folder.mkdir(parents=True)
     backend.lower(QuantizeInt8(calibrator="minmax").run(program, context), target, folder)

@@ -7,6 +7,7 @@ inferred dimensions tell them. Buffers are never masked: one that holds minus in
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -19,11 +20,12 @@ from torch.utils import _pytree as pytree
 
 from planish.compiler.coupling.cut import cut
 from planish.compiler.coupling.dims import Dim
-from planish.compiler.coupling.groups import Coupling, Group
+from planish.compiler.coupling.groups import Coupling, Group, couple
 from planish.compiler.coupling.inference import Type
 from planish.compiler.inputs import Inputs
 from planish.compiler.program import Program, get_attribute, set_tensor
-from tests.backends.to_onnx.families import shake
+from planish.compiler.trace import trace
+from tests.backends.to_onnx.families import Family, shake
 from tests.compiler.coupling.masked_ops import MASKED, Masks
 
 Removed = Mapping[Group, Iterable[int]]
@@ -47,6 +49,14 @@ def enliven(model: nn.Module) -> nn.Module:
         if parameter.numel() == 1 and not bool(parameter.any()):
             nn.init.constant_(parameter, 0.4)
     return model
+
+
+@functools.cache
+def coupled(family: Family) -> tuple[Coupling, Inputs]:
+    """The groups of a lively model, and inputs of another batch size than it was traced with."""
+    torch.manual_seed(0)
+    program = trace(enliven(family.build()).eval(), family.inputs(2))
+    return couple(program), family.inputs(3) if program.dynamic_axes else program.example_inputs
 
 
 def judge(coupling: Coupling, removed: Removed, inputs: Inputs, every_value: bool = False) -> Verdict:

@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 import pytest
-import torch
 
-from planish.compiler.coupling.groups import Coupling, couple
-from planish.compiler.inputs import Inputs
-from planish.compiler.trace import trace
 from tests.compiler.coupling.nets import nets
 from tests.compiler.coupling.nets_indexing import indexing
-from tests.compiler.coupling.oracle import enliven, judge, some_of_all, some_units
+from tests.compiler.coupling.oracle import coupled, judge, some_of_all, some_units
 
 NETS = {family.name: family for family in [*nets(), *indexing()]}
 
 
-@functools.cache
-def coupled(name: str) -> tuple[Coupling, Inputs]:
-    """The groups of a lively model, and inputs of another batch size than it was traced with."""
-    family = NETS[name]
-    torch.manual_seed(0)
-    program = trace(enliven(family.build()).eval(), family.inputs(2))
-    return couple(program), family.inputs(3) if program.dynamic_axes else program.example_inputs
-
-
 @pytest.mark.parametrize("name", NETS)
 def test_a_cut_computes_what_is_left(name: str) -> None:
-    coupling, inputs = coupled(name)
+    coupling, inputs = coupled(NETS[name])
     assert coupling.groups
     assert not coupling.not_understood
     for seed in range(3):
@@ -41,7 +26,7 @@ def test_a_cut_computes_what_is_left(name: str) -> None:
 
 @pytest.mark.parametrize("name", NETS)
 def test_each_group_can_be_cut_alone(name: str) -> None:
-    coupling, inputs = coupled(name)
+    coupling, inputs = coupled(NETS[name])
     for group in coupling.groups:
         verdict = judge(coupling, {group: some_units(group, np.random.default_rng(0))}, inputs)
         assert verdict.error < 1e-10, (group.name, verdict)
@@ -50,6 +35,6 @@ def test_each_group_can_be_cut_alone(name: str) -> None:
 
 @pytest.mark.parametrize("name", NETS)
 def test_all_groups_can_be_cut_down_to_one_unit(name: str) -> None:
-    coupling, inputs = coupled(name)
+    coupling, inputs = coupled(NETS[name])
     removed = {group: some_units(group, np.random.default_rng(0), share=1) for group in coupling.groups}
     assert judge(coupling, removed, inputs).error < 1e-10

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import functools
 import math
 from types import ModuleType
 
@@ -10,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from planish.compiler.coupling.groups import Coupling, couple
 from planish.compiler.inputs import Inputs
 from planish.compiler.program import Program, set_tensor
 from planish.compiler.rules import verify
@@ -22,21 +20,13 @@ from planish.passes.sparsity.patterns import NOfM
 from planish.passes.sparsity.permutation import is_exchangeable, permute_channels, reordered
 from planish.passes.sparsity.walk import weight_of
 from tests.compiler.coupling.nets import nets
-from tests.compiler.coupling.oracle import enliven, in_double
+from tests.compiler.coupling.oracle import coupled, in_double
 from tests.passes.nets import traced, warm
 
 aten = torch.ops.aten
 NETS = {family.name: family for family in nets()}
 TWO_FOUR = NOfM(2, 4)
 GENERATOR = torch.Generator().manual_seed(0)
-
-
-@functools.cache
-def coupled(name: str) -> tuple[Coupling, Inputs]:
-    family = NETS[name]
-    torch.manual_seed(0)
-    program = trace(enliven(family.build()).eval(), family.inputs(2))
-    return couple(program), family.inputs(3) if program.dynamic_axes else program.example_inputs
 
 
 def computed(program: Program, inputs: Inputs) -> list[Tensor]:
@@ -56,7 +46,7 @@ def assert_equal(ours: list[Tensor], theirs: list[Tensor]) -> None:
 
 @pytest.mark.parametrize("name", NETS)
 def test_any_order_of_exchangeable_units_leaves_the_outputs_equal(name: str) -> None:
-    coupling, inputs = coupled(name)
+    coupling, inputs = coupled(NETS[name])
     program = coupling.program.fork()
     for group in coupling.groups:
         if is_exchangeable(group):
@@ -66,12 +56,12 @@ def test_any_order_of_exchangeable_units_leaves_the_outputs_equal(name: str) -> 
 
 
 def test_orders_of_most_nets_are_really_tried() -> None:
-    tried = [name for name in NETS if any(is_exchangeable(group) for group in coupled(name)[0].groups)]
+    tried = [name for name in NETS if any(is_exchangeable(group) for group in coupled(NETS[name])[0].groups)]
     assert len(tried) > 0.8 * len(NETS)
 
 
 def test_units_that_lie_over_several_dimensions_index_by_index_are_not_exchangeable() -> None:
-    coupling, _ = coupled("group norm over misaligned cat")
+    coupling, _ = coupled(NETS["group norm over misaligned cat"])
     (group,) = (group for group in coupling.groups if len(group.units) > 1)
     assert not is_exchangeable(group)
 
