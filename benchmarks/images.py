@@ -10,6 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from planish.compiler.inputs import Inputs
+from planish.compiler.training_data import Batch
+from planish.passes.distill.blend import blended
+
 BATCH = 128
 
 
@@ -17,20 +21,33 @@ BATCH = 128
 class Augmented:
     """Batches of (images [128, 3, 32, 32], labels), mirrored and shifted anew in every epoch (arXiv:1512.03385).
 
+    ``views``: so many different epochs, drawn again and again: a teacher's cache has an answer from the second time on.
     ``batches``: fewer an epoch, for a smoke test.
     """
 
     images: Tensor
     labels: Tensor
+    views: int | None = None
     batches: int | None = None
 
     def __len__(self) -> int:
         return self.batches or len(self.images) // BATCH
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        if self.views is not None:
+            torch.manual_seed(int(torch.randint(self.views, ())))
         order = torch.randperm(len(self.images))
         for rows in order[: len(self) * BATCH].split(BATCH):
             yield shifted(self.images[rows]), self.labels[rows]
+
+
+@dataclass(frozen=True)
+class Blended(Augmented):
+    """Their images mixed with each other, as ``Distill(blended=True)`` does it: the labels no longer tell anything."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, labels in super().__iter__():
+            yield blended(Batch(Inputs((images,)))).inputs.args[0], labels
 
 
 def shifted(images: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+from enum import StrEnum
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
@@ -15,15 +16,28 @@ from typing import Annotated, Any
 import typer
 from torch import Tensor, nn
 
-from benchmarks.images import Augmented, top1
+import planish
+from benchmarks.images import Blended, top1
 from benchmarks.models import WORKLOADS, seeded_model
 from benchmarks.peers import export_float
 from benchmarks.tables import machine, show, write_json
 from benchmarks.timing import Contestant, paired_timings
 from benchmarks.zoo_cases import load_case, zoo
+from planish.compiler.calibration import Calibration
+from planish.compiler.contracts import Context, Pass
+from planish.compiler.cost import totals
+from planish.compiler.inputs import Inputs
+from planish.compiler.targets import find_profile
 
 TARGET = "local"
 app = typer.Typer()
+
+
+class Parts(StrEnum):
+    """What is removed."""
+
+    channels = "channels"
+    blocks = "blocks"
 
 
 @app.command()
@@ -31,9 +45,9 @@ def cifar(
     folder: Annotated[Path, typer.Option(help="Results and checkpoints; what is there is not done again.")],
     speedups: Annotated[str, typer.Option(help="How many times fewer MACs.")] = "1.5,2,3",
     minutes: Annotated[float, typer.Option(help="Of recovery, for each.")] = 10.0,
-    criterion: str = "taylor",
-    scope: str = "global",
+    parts: Annotated[Parts, typer.Option(help="What is removed.")] = Parts.blocks,
     granularity: Annotated[int, typer.Option(help="Multiple of all widths.")] = 1,
+    views: Annotated[int, typer.Option(help="Different epochs, whose answers by the whole model are kept.")] = 8,
     batches: Annotated[int | None, typer.Option(help="Of an epoch; fewer for a smoke test.")] = None,
     scored: Annotated[int | None, typer.Option(help="Test images; fewer for a smoke test.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json")] = None,
@@ -42,17 +56,21 @@ def cifar(
     case = load_case("resnet44-cifar10")
     source = zoo()
     pixels, labels = source.cifar10("train_20k")
-    data = Augmented(source.imagenet_norm(pixels), labels, batches=batches)
+    data = Blended(source.imagenet_norm(pixels), labels, views, batches)
     images, truth = case.inputs[:scored], case.labels[:scored]
     whole = top1(case.model, images, truth)
     rows = []
     for speedup in map(float, speedups.split(",")):
-        name = f"{speedup:g}x-{criterion}-{scope}-{granularity}-{minutes:g}min"
-        place = folder / f"{name}.json"
+        ratio = 1 - 1 / speedup
+        prune = {
+            Parts.blocks: planish.DropBlocks(ratio, of="macs"),
+            Parts.channels: planish.PruneChannels(ratio, criterion="taylor", granularity=granularity, samples=1024),
+        }[parts]
+        place = folder / f"{speedup:g}x-{parts}-{granularity}-{views}-{minutes:g}min.json"
         if not place.exists():
-            row = recovered(case.model, data, speedup, minutes, criterion, scope, granularity, str(folder / name))
+            row = recovered(case.model, data, prune, minutes, place.with_suffix(""))
             program = row.pop("program")
-            row |= {"top-1 %": top1(program, images, truth), "images": len(truth)}
+            row |= {"parts": parts, "top-1 %": top1(program, images, truth), "images": len(truth)}
             place.parent.mkdir(parents=True, exist_ok=True)
             place.write_text(json.dumps(row))
         row = json.loads(place.read_text())
@@ -65,27 +83,16 @@ def cifar(
     write_json(json_file, "pruning accuracy", rows, notes)
 
 
-def recovered(
-    model: nn.Module, data: Augmented, speedup: float, minutes: float, criterion: str, scope: str, granularity: int,
-    checkpoint: str,
-) -> dict[str, Any]:  # fmt: skip
+def recovered(model: nn.Module, data: Blended, prune: Pass, minutes: float, place: Path) -> dict[str, Any]:
     """One row of the table, with the Program that was made."""
-    import planish
-
-    prune = planish.PruneChannels(
-        ratio=1 - 1 / speedup, criterion=criterion, scope=scope, granularity=granularity, samples=1024
-    )
     training = planish.Training(
-        minutes=minutes, learning_rate=0.05, warmup=0.03, averaging=0.998, checkpoint=checkpoint
+        minutes=minutes, learning_rate=0.05, warmup=0.03, averaging=0.998, checkpoint=str(place)
     )
-    losses = [planish.SoftTargets(temperature=4.0)]
-    result = planish.compile(
-        model,
-        target=TARGET,
-        example_inputs=(data.images[:2],),
-        train=data,
-        passes=[planish.Distill(losses=losses, blended=True, inner=[prune], training=training, diagnosis=False)],
-    )
+    distill = planish.Distill(
+        losses=[planish.SoftTargets(temperature=4.0)], inner=[prune], training=training,
+        cache=str(place / "answers"), diagnosis=False,
+    )  # fmt: skip
+    result = planish.compile(model, target=TARGET, example_inputs=(data.images[:2],), train=data, passes=[distill])
     before, after = result.report.baseline, result.report.result
     assert before is not None and after is not None and before.latency is not None and after.latency is not None
     return {
@@ -93,7 +100,6 @@ def recovered(
         "parameters": before.parameters / after.parameters,
         "fp32 ms": after.latency.median_ms,
         "of whole": after.latency.median_ms / before.latency.median_ms,
-        "criterion": criterion,
         "minutes": minutes,
         "program": result.program,
     }
@@ -109,13 +115,6 @@ def resnet50(
     json_file: Annotated[Path | None, typer.Option("--json")] = None,
 ) -> None:
     """ResNet-50 in fp32 on ONNX Runtime, one thread: planish against Torch-Pruning at the same MACs, in turns."""
-    import planish
-    from planish.compiler.calibration import Calibration
-    from planish.compiler.contracts import Context
-    from planish.compiler.cost import totals
-    from planish.compiler.inputs import Inputs
-    from planish.compiler.targets import find_profile
-
     workload = WORKLOADS["resnet50"]
     model, example = seeded_model(workload), workload.draw(1, 0)
     program = planish.trace(model, Inputs(workload.draw(2, 0)))
