@@ -15,6 +15,7 @@ from planish.compiler.inputs import Inputs
 from planish.compiler.program import Program
 from planish.compiler.shapes import ensure_shapes
 from planish.passes.calibrators import CALIBRATORS
+from planish.passes.correct_biases import correct_biases
 from planish.passes.erase_noops import EraseNoOps
 from planish.passes.fold_batch_norm import FoldBatchNorm
 from planish.passes.in_parts import write_in_parts
@@ -33,9 +34,11 @@ class QuantizeInt8(Pass):
     3. ``observe``: what these values look like on calibration data.
     4. ``insert_qdq``: quantize and dequantize nodes in the dialect of PyTorch's PT2E (``quantized_decomposed``),
        INT8 weights, float biases.
+    5. ``correct_biases``: biases make up for what rounding does to the means of channels.
 
     ``calibrator``: how ranges are chosen: ``minmax``, ``percentile``, ``mse`` or ``entropy``.
     ``samples``: rows of calibration data that are read at most.
+    ``bias_samples``: rows of it on which biases are corrected; 0: they stay. Two or more, or nothing is learnt.
     ``keep_float``: source modules that stay float, by name or pattern (``"head"``, ``"layer1.*"``).
     """
 
@@ -45,6 +48,7 @@ class QuantizeInt8(Pass):
 
     calibrator: str = "mse"
     samples: int = 256
+    bias_samples: int = 8
     keep_float: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -53,6 +57,8 @@ class QuantizeInt8(Pass):
         demand_names("keep_float", self.keep_float)
         if self.samples < 1:
             raise UserError(f"Give {self.name} at least one sample, not {self.samples}.")
+        if self.bias_samples < 0:
+            raise UserError(f"Give {self.name} bias_samples a number of rows of at least 0, not {self.bias_samples}.")
 
     @classmethod
     def propose(cls, situation: Situation) -> Proposal:
@@ -88,7 +94,12 @@ class QuantizeInt8(Pass):
             raise PassError("Leave this pass out: no layer of the model can run in INT8 here.", component=self.name)
         with torch.no_grad():
             seen = observe(program, placement.observed(), self._rows(context))
-            return insert(program, placement, seen, CALIBRATORS[self.calibrator])
+            reference = program.fork()
+            quantized = insert(program, placement, seen, CALIBRATORS[self.calibrator])
+            if self.bias_samples < 2:
+                return quantized
+            rows = context.calibration.samples(min(self.bias_samples, self.samples))
+            return correct_biases(quantized, reference, rows)
 
     def _rows(self, context: Context) -> Iterator[Inputs]:
         read = 0
