@@ -71,12 +71,13 @@ Steps = Annotated[
 
 
 def distilled(
-    student: Program, data: Any, losses: tuple[Loss, ...], training: Training, teacher: Any, seed: int
-) -> Program:
+    student: Program, data: Any, losses: tuple[Loss, ...], training: Training, teacher: Any, seed: int,
+    cache: str | None = None,
+) -> Program:  # fmt: skip
     """Without a metric: nothing is chosen by the scores that the tables show."""
     profile = registry().find_profile(TARGET)
     context = Context(profile, None, Calibration([student.example_inputs], "given"), seed, train=TrainingData(data))
-    return Distill(teacher, losses, training=training, diagnosis=False).run(student, context)
+    return Distill(teacher, losses, training=training, cache=cache, diagnosis=False).run(student, context)
 
 
 def labelled(model: nn.Module, example: Inputs, data: Any, training: Training) -> Program:
@@ -152,22 +153,29 @@ def resnet44(
 
 @app.command()
 def against_labels(
-    folder: Folder, minutes: float = 5, width: float = 0.5, steps: Steps = None, json_file: Json = None
+    folder: Folder, minutes: float = 5, width: float = 0.5, views: int = 6, steps: Steps = None, json_file: Json = None
 ) -> None:
-    """The same pruned ResNet-44 for the same minutes: distilled, and on hard labels."""
+    """The same pruned ResNet-44 for the same minutes: distilled, and on hard labels.
+
+    The teacher is asked about ``views`` augmented epochs, within the minutes, and its answers are kept; hard labels get
+    another augmentation in every epoch.
+    """
     model, images, labels, tests, answers = cifar()
     whole = planish.trace(model, tests[:2])
     profile = registry().find_profile(TARGET)
     student = PruneChannels(width, granularity=8).run(
         whole, Context(profile, None, Calibration([whole.example_inputs], "given"))
     )
-    training = Training(minutes=minutes, learning_rate=0.05, warmup=0.03, averaging=0.998)
+    training = Training(minutes=minutes, learning_rate=0.02, warmup=0.03, averaging=0.998)
     arms: Arms = {"distilled": SOFT_AND_HARD, "hard labels": LABELS}
-    name = f"cifar-{minutes:g}-{width:g}"
+    name = f"cifar-{minutes:g}-{width:g}-{views}"
 
     def run(arm: str, losses: tuple[Loss, ...], seed: int) -> float:
-        settings = bounded(training, steps, folder, f"{name}-{arm}-{seed}")
-        return top1(distilled(student, Augmented(images, labels), losses, settings, model, seed), tests, answers)
+        place = f"{name}-{arm}-{seed}"
+        settings, asks = bounded(training, steps, folder, place), losses != LABELS
+        data = Augmented(images, labels, views if asks else None)
+        cache = str(folder / place / "answers") if asks else None
+        return top1(distilled(student, data, losses, settings, model, seed, cache), tests, answers)
 
     rows = compared(folder, name, arms, run)
     finish(f"Pruned ResNet-44 after {minutes:g} minutes, top-1 %", rows, json_file)

@@ -9,10 +9,13 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from benchmarks.zoo_cases import load_case
 
 Inputs = tuple[Tensor, ...]
 
@@ -136,13 +139,13 @@ def tolerate_mismatched_torchvision() -> None:
 TORCHVISION_OPERATORS = torch.library.Library("torchvision", "FRAGMENT")
 
 
-def images(count: int, seed: int) -> Inputs:
-    """Standardized noise [count, 3, 224, 224] with the coarse structure of photographs."""
+def images(count: int, seed: int, side: int = 224) -> Inputs:
+    """Standardized noise [count, 3, side, side] with the coarse structure of photographs."""
     generator = torch.Generator().manual_seed(seed)
-    pixels = torch.zeros(count, 3, 224, 224)
-    for size in (7, 28, 224):
+    pixels = torch.zeros(count, 3, side, side)
+    for size in (7, 28, side):
         noise = torch.randn(count, 3, size, size, generator=generator)
-        pixels += F.interpolate(noise, (224, 224), mode="bilinear")
+        pixels += F.interpolate(noise, (side, side), mode="bilinear")
     return (pixels / pixels.std(),)
 
 
@@ -169,6 +172,10 @@ WORKLOADS = {
     "resnet50": Workload(lambda: resnet(bottleneck, 4, (3, 4, 6, 3)), images, ("image",)),
     "mobilenetv2": Workload(mobilenet_v2, images, ("image",)),
     "bert-base": Workload(bert_base, token_ids, ("ids", "mask")),
+    # pads outside its convolutions, as TensorFlow does; its architecture comes with the trained models
+    "mobilenetv1-0.25": Workload(
+        lambda: load_case("mobilenetv1-imagenet").model, partial(images, side=128), ("image",)
+    ),
 }
 
 
