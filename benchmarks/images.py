@@ -10,10 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from planish.compiler.inputs import Inputs
-from planish.compiler.training_data import Batch
-from planish.passes.distill.blend import blended
-
 BATCH = 128
 
 
@@ -39,15 +35,6 @@ class Augmented:
         order = torch.randperm(len(self.images))
         for rows in order[: len(self) * BATCH].split(BATCH):
             yield shifted(self.images[rows]), self.labels[rows]
-
-
-@dataclass(frozen=True)
-class Blended(Augmented):
-    """Their images mixed with each other, as ``Distill(blended=True)`` does it: the labels no longer tell anything."""
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for images, labels in super().__iter__():
-            yield blended(Batch(Inputs((images,)))).inputs.args[0], labels
 
 
 def shifted(images: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ import typer
 from torch import Tensor, nn
 
 import planish
-from benchmarks.images import Blended, top1
+from benchmarks.images import Augmented, top1
 from benchmarks.models import WORKLOADS, seeded_model
 from benchmarks.peers import export_float
 from benchmarks.tables import machine, show, write_json
@@ -45,7 +45,7 @@ def cifar(
     folder: Annotated[Path, typer.Option(help="Results and checkpoints; what is there is not done again.")],
     speedups: Annotated[str, typer.Option(help="How many times fewer MACs.")] = "1.5,2,3",
     minutes: Annotated[float, typer.Option(help="Of recovery, for each.")] = 10.0,
-    parts: Annotated[Parts, typer.Option(help="What is removed.")] = Parts.blocks,
+    parts: Annotated[Parts, typer.Option(help="What is removed.")] = Parts.channels,
     granularity: Annotated[int, typer.Option(help="Multiple of all widths.")] = 1,
     views: Annotated[int, typer.Option(help="Different epochs, whose answers by the whole model are kept.")] = 8,
     batches: Annotated[int | None, typer.Option(help="Of an epoch; fewer for a smoke test.")] = None,
@@ -56,7 +56,7 @@ def cifar(
     case = load_case("resnet44-cifar10")
     source = zoo()
     pixels, labels = source.cifar10("train_20k")
-    data = Blended(source.imagenet_norm(pixels), labels, views, batches)
+    data = Augmented(source.imagenet_norm(pixels), labels, views, batches)
     images, truth = case.inputs[:scored], case.labels[:scored]
     whole = top1(case.model, images, truth)
     rows = []
@@ -83,15 +83,15 @@ def cifar(
     write_json(json_file, "pruning accuracy", rows, notes)
 
 
-def recovered(model: nn.Module, data: Blended, prune: Pass, minutes: float, place: Path) -> dict[str, Any]:
+def recovered(model: nn.Module, data: Augmented, prune: Pass, minutes: float, place: Path) -> dict[str, Any]:
     """One row of the table, with the Program that was made."""
     training = planish.Training(
-        minutes=minutes, learning_rate=0.05, warmup=0.03, averaging=0.998, checkpoint=str(place)
+        minutes=minutes, learning_rate=0.02, warmup=0.03, averaging=0.998, checkpoint=str(place)
     )
+    losses = [planish.SoftTargets(temperature=4.0, weight=0.9), planish.HardLabels(weight=0.1)]
     distill = planish.Distill(
-        losses=[planish.SoftTargets(temperature=4.0)], inner=[prune], training=training,
-        cache=str(place / "answers"), diagnosis=False,
-    )  # fmt: skip
+        losses=losses, inner=[prune], training=training, cache=str(place / "answers"), diagnosis=False
+    )
     result = planish.compile(model, target=TARGET, example_inputs=(data.images[:2],), train=data, passes=[distill])
     before, after = result.report.baseline, result.report.result
     assert before is not None and after is not None and before.latency is not None and after.latency is not None
