@@ -46,7 +46,9 @@ def cifar(
     speedups: Annotated[str, typer.Option(help="How many times fewer MACs.")] = "1.5,2,3",
     minutes: Annotated[float, typer.Option(help="Of recovery, for each.")] = 10.0,
     parts: Annotated[Parts, typer.Option(help="What is removed.")] = Parts.channels,
-    granularity: Annotated[int, typer.Option(help="Multiple of all widths.")] = 1,
+    criterion: Annotated[str, typer.Option(help="Of channels.")] = "l2",
+    granularity: Annotated[int, typer.Option(help="Multiple of all widths.")] = 4,
+    keep: Annotated[list[str] | None, typer.Option(help="Modules whose channels stay.")] = None,
     views: Annotated[int, typer.Option(help="Different epochs, whose answers by the whole model are kept.")] = 8,
     batches: Annotated[int | None, typer.Option(help="Of an epoch; fewer for a smoke test.")] = None,
     scored: Annotated[int | None, typer.Option(help="Test images; fewer for a smoke test.")] = None,
@@ -64,11 +66,14 @@ def cifar(
         ratio = 1 - 1 / speedup
         prune = {
             Parts.blocks: planish.DropBlocks(ratio, of="macs"),
-            Parts.channels: planish.PruneChannels(ratio, criterion="taylor", granularity=granularity, samples=1024),
+            Parts.channels: planish.PruneChannels(
+                ratio, criterion=criterion, granularity=granularity, keep=tuple(keep or ()), samples=1024
+            ),
         }[parts]
-        place = folder / f"{speedup:g}x-{parts}-{granularity}-{views}-{minutes:g}min.json"
+        name = "-".join([f"{speedup:g}x", parts, criterion, str(granularity), *(keep or ())])
+        place = folder / f"{name}-{views}-views-{minutes:g}min.json"
         if not place.exists():
-            row = recovered(case.model, data, prune, minutes, place.with_suffix(""))
+            row = recovered(case.model, data, prune, minutes, folder / place.stem)
             program = row.pop("program")
             row |= {"parts": parts, "top-1 %": top1(program, images, truth), "images": len(truth)}
             place.parent.mkdir(parents=True, exist_ok=True)
