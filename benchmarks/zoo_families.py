@@ -58,6 +58,15 @@ def text_and_image(batch: int) -> Inputs:
     return Inputs((), {**ids(batch).kwargs, "pixel_values": torch.randn(batch, 3, 32, 32)})
 
 
+def speech_and_text(batch: int) -> Inputs:
+    tokens = torch.randint(3, 99, (batch, 6))
+    return Inputs((), {"input_features": torch.randn(batch, 20, 40), "decoder_input_ids": tokens})
+
+
+def unmasked(batch: int) -> Inputs:
+    return Inputs((), {"input_ids": torch.randint(3, 99, (batch, 10))})
+
+
 WRITTEN_OUT: dict[str, tuple[Callable[[], nn.Module], Draw]] = {
     "GoogLeNet": (classifiers.googlenet, images(64)),
     "SqueezeNet": (classifiers.squeezenet, images(64)),
@@ -102,6 +111,20 @@ WITH_HEADS: dict[str, tuple[str, str, dict[str, Any], Draw]] = {
 }
 """Family -> class, class of its configuration, options, inputs."""
 
+MOBILE = {**SMALL, "true_hidden_size": 16, "intra_bottleneck_size": 16, "embedding_size": 12}
+RWKV = {**SMALL, "attention_hidden_size": 32, "context_length": 64, "use_cache": False}
+WHISPER = {
+    "vocab_size": 99, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4, "encoder_ffn_dim": 40, "decoder_ffn_dim": 40, "num_mel_bins": 20,
+    "max_source_positions": 20, "max_target_positions": 20, "pad_token_id": 0, "use_cache": False,
+}  # fmt: skip
+FURTHER_WITH_HEADS: dict[str, tuple[str, str, dict[str, Any], Draw]] = {
+    "RoFormer": ("RoFormerForSequenceClassification", "RoFormerConfig", {**SMALL, "embedding_size": 16}, ids),
+    "MobileBERT": ("MobileBertForSequenceClassification", "MobileBertConfig", MOBILE, ids),
+    "RWKV": ("RwkvForCausalLM", "RwkvConfig", RWKV, unmasked),
+    "Whisper": ("WhisperForConditionalGeneration", "WhisperConfig", WHISPER, speech_and_text),
+}
+
 
 def zoo() -> list[ZooFamily]:
     return [*usual(), *further()]
@@ -126,6 +149,10 @@ def usual() -> list[ZooFamily]:
 
 def further() -> list[ZooFamily]:
     return [
+        *(
+            ZooFamily(name, "further", functools.partial(_of_transformers, kind, config, options), inputs)
+            for name, (kind, config, options, inputs) in FURTHER_WITH_HEADS.items()
+        ),
         *(
             ZooFamily(family.name, "further", family.build, family.inputs)
             for family in bare_transformers()

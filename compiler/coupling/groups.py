@@ -93,8 +93,9 @@ def couple(program: Program, rules: Rules | None = None) -> Coupling:
     ``rules`` are added to the built-in ones. Linear in the number of nodes; computes with sizes only.
     """
     ensure_shapes(program)
-    program = normalize(program)
-    inference = Inference(program, rule_finder(rules or {}))
+    rule_of = rule_finder(rules or {})
+    program = normalize(program, rule_of)
+    inference = Inference(program, rule_of)
     orbits = find_orbits(inference.equations.deferred)
     tensors = dict(_tensors(program, inference.types))
     groups = tuple(_groups(program, tensors, orbits))

@@ -135,7 +135,7 @@ class Inference:
             return None
         if node.op != "call_function":
             raise AssertionError(f"no Program has a {node.op}")
-        if not _holds_tensor(node.meta.get("val")):
+        if not holds_tensor(node.meta.get("val")):
             self._freeze_read_sizes(node)
             return None
         rule = rule_of(node)
@@ -221,9 +221,9 @@ def _shapes(value: Any) -> Any:
     return tuple(value.shape) if isinstance(value, Tensor) else [_shapes(item) for item in value]
 
 
-def _holds_tensor(value: Any) -> bool:
+def holds_tensor(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
-        return any(_holds_tensor(item) for item in value)
+        return any(holds_tensor(item) for item in value)
     return isinstance(value, Tensor)
 
 

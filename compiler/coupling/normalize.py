@@ -10,7 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from planish.compiler.coupling.inference import arguments
+from planish.compiler.coupling.decompose import decompose
+from planish.compiler.coupling.inference import RuleOf, arguments
+from planish.compiler.coupling.layers import part_layers
+from planish.compiler.coupling.parts import split_early
 from planish.compiler.program import Program, add_tensor, copied
 
 aten = torch.ops.aten
@@ -19,15 +22,18 @@ FOLDED_AT_MOST = 1 << 26
 """Elements of a folded constant; larger ones are computed by the graph as before."""
 
 
-def normalize(program: Program) -> Program:
+def normalize(program: Program, rule_of: RuleOf) -> Program:
     """A fork of ``program`` in which cut dimensions can be followed. Needs shapes."""
     graph = copied(program.graph)
+    decompose(graph, rule_of)
     for node in [*graph.nodes]:
         rewrite = _REWRITES.get(getattr(node.target, "overloadpacket", None))
         if rewrite is not None:
             rewrite(node)
         elif node.op == "get_attr" and not node.users:  # a tensor that nothing computes with
             graph.erase_node(node)
+    split_early(graph)
+    part_layers(graph)
     program = program.with_graph(graph)
     if _fold_constants(program):
         graph.eliminate_dead_code()

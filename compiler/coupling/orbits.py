@@ -6,7 +6,7 @@ single channels of the other. Each index of a free atom is a cell; cells that ha
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -22,42 +22,59 @@ CELLS_AT_MOST = 1 << 20
 def find_orbits(equations: Sequence[Equation]) -> dict[Dim, Cells]:
     """For each free atom of the ``equations``, the number of the orbit of each index, or PINNED.
 
-    Atoms that have no free index are frozen.
+    Of each product one factor stays free: the largest with which something can be cut. Atoms that have no free index
+    are frozen.
     """
     if not equations:
         return {}
-    of_atom: dict[Dim, Frozen] = {}
+    reasons: dict[Dim, Frozen] = {}
+    products: list[list[Dim]] = []
     for equation in equations:
         reason = Frozen("it is cut elsewhere in a way that fits no whole factor", equation.node)
         for side in (equation.left, equation.right):
-            _free_one_factor_each(side, reason)
-            of_atom.update((atom, reason) for atom in atoms(side) if atom.frozen is None)
-    free = [atom for atom in of_atom if atom.frozen is None]
-    starts = dict(zip(free, np.cumsum([0, *(atom.size for atom in free)]), strict=False))
-    count = sum(atom.size for atom in free)
-    ends: list[tuple[Cells, Cells]] = []
-    for left, right, _ in equations:
-        if not (is_frozen(left) and is_frozen(right)):
-            ends.append((_cells(left, starts), _cells(right, starts)))
-    orbit = _joined(ends, count)
-    orbits = {atom: orbit[starts[atom] : starts[atom] + atom.size] for atom in free}
-    for atom, cells in orbits.items():
-        if (cells == PINNED).all():
-            freeze(atom, of_atom[atom])
-    return {atom: cells for atom, cells in orbits.items() if atom.frozen is None}
+            products += _products_of_several(side, reason)
+            reasons.update((atom, reason) for atom in atoms(side))
+    reasons = {atom: reason for atom, reason in reasons.items() if atom.frozen is None}
+    given_up: set[Dim] = set()
+    while True:
+        others = {atom for _, *rest in products for factor in rest for atom in atoms(factor)}
+        orbits = _orbits(equations, [atom for atom in reasons if atom not in others | given_up])
+        stuck = [each for each in products if len(each) > 1 and orbits.keys().isdisjoint(atoms(each[0]))]
+        if not stuck:
+            break
+        for each in stuck:
+            given_up.update(atoms(each.pop(0)))
+    for atom in reasons.keys() - orbits.keys():
+        freeze(atom, reasons[atom])
+    return orbits
 
 
-def _free_one_factor_each(dim: Dim, reason: Frozen) -> None:
-    """Of each product keep the largest free factor; the others are frozen."""
+def _products_of_several(dim: Dim, reason: Frozen) -> Iterator[list[Dim]]:
+    """The free factors of each product that has more than one, the largest first."""
     dim = dim.root()
     if dim.size > CELLS_AT_MOST:
         freeze(dim, reason)
     if dim.kind == "product":
         free = [factor for factor in factors(dim) if not is_frozen(factor)]
-        for factor in sorted(free, key=lambda factor: -factor.size)[1:]:
-            freeze(factor, reason)
+        if len(free) > 1:
+            yield sorted(free, key=lambda factor: -factor.size)
     for part in dim.parts:
-        _free_one_factor_each(part, reason)
+        yield from _products_of_several(part, reason)
+
+
+def _orbits(equations: Iterable[Equation], free: Sequence[Dim]) -> dict[Dim, Cells]:
+    """Of those ``free`` atoms that have an index which can go."""
+    starts = dict(zip(free, np.cumsum([0, *(atom.size for atom in free)]), strict=False))
+    ends = [
+        (_cells(left, starts), _cells(right, starts))
+        for left, right, _ in equations
+        if not (is_frozen(left) and is_frozen(right))
+    ]
+    orbit = _joined(ends, sum(atom.size for atom in free))
+    orbits = {atom: orbit[start : start + atom.size] for atom, start in starts.items()}
+    whole = [int(cells[0]) for cells in orbits.values() if (cells == cells[0]).all()]  # an atom would lose all it has
+    orbits = {atom: np.where(np.isin(cells, whole), PINNED, cells) for atom, cells in orbits.items()}
+    return {atom: cells for atom, cells in orbits.items() if (cells != PINNED).any()}
 
 
 def _cells(dim: Dim, starts: dict[Dim, int]) -> Cells:
@@ -66,8 +83,7 @@ def _cells(dim: Dim, starts: dict[Dim, int]) -> Cells:
     if dim.kind == "sum":
         return np.concatenate([_cells(part, starts) for part in dim.parts])
     if dim.kind == "atom":
-        free = dim in starts and dim.frozen is None
-        return np.arange(starts[dim], starts[dim] + dim.size) if free else np.full(dim.size, PINNED)
+        return np.arange(starts[dim], starts[dim] + dim.size) if dim in starts else np.full(dim.size, PINNED)
     cells = np.full(1, PINNED)
     for part in dim.parts:  # at most one factor is free: the cell is its
         cells = np.maximum(cells[:, None], _cells(part, starts)[None, :]).reshape(-1)

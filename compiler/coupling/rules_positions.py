@@ -87,6 +87,19 @@ def grid_sample(node: fx.Node, inference: Inference) -> Shape:
     return (*x[:2], *grid[1:-1])
 
 
+def affine_grid(node: fx.Node, inference: Inference) -> Shape:
+    theta = inference.shape(node.args[0])
+    inference.freeze(theta[1:], "it maps positions", node)
+    return (theta[0], *inference.frozen(inference.sizes(node)[1:], "it is a position", node))
+
+
+def unpool(node: fx.Node, inference: Inference) -> Type:
+    """``max_unpool``: each value goes back to the position that it came from."""
+    x, places = (inference.shape(argument) for argument in node.args[:2])
+    inference.unify_shapes(x, places)
+    return spatial(2 if node.target is aten.max_unpool2d.default else 3)(node, inference)
+
+
 _POOLS = {
     1: ("max_pool1d", "avg_pool1d", "adaptive_avg_pool1d", "adaptive_max_pool1d", "max_pool1d_with_indices"),
     2: ("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "max_pool2d_with_indices"),
@@ -107,4 +120,6 @@ RULES: dict[Any, Rule] = {
     aten.col2im: from_patches,
     aten.unfold: windows,
     aten.grid_sampler: grid_sample,
+    aten.affine_grid_generator: affine_grid,
+    **dict.fromkeys((aten.max_unpool2d, aten.max_unpool3d), unpool),
 }

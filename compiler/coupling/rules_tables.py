@@ -80,6 +80,23 @@ def write_rows(node: fx.Node, inference: Inference) -> Shape:
     return x
 
 
+def fill_rows(node: fx.Node, inference: Inference) -> Shape:
+    """``index_fill`` with a number."""
+    given, x = arguments(node), inference.shape(node.args[0])
+    inference.freeze([x[given["dim"]]], "its rows are looked up", node)
+    return x
+
+
+def sorted_into(node: fx.Node, inference: Inference) -> Shape:
+    """bucketize, searchsorted: the place of each value between boundaries."""
+    given = arguments(node)
+    boundaries = inference.shape(given.get("boundaries", given.get("sorted_sequence")))
+    if len(boundaries) > 1:
+        raise NotUnderstoodError("each row has boundaries of its own")
+    inference.freeze(boundaries, "its positions are numbered", node)
+    return inference.shape(given["self"])
+
+
 def gather(node: fx.Node, inference: Inference) -> Shape:
     """The result has the Shape of the index; axes but the one that is looked up are equal."""
     given, x = arguments(node), inference.shape(node.args[0])
@@ -142,6 +159,8 @@ def meshgrid(node: fx.Node, inference: Inference) -> Type:
 def filled(node: fx.Node, inference: Inference) -> Shape:
     """zeros, full, rand …: any size will do; it is written out."""
     given = arguments(node)
+    if "size" not in given:  # normal, around each value of a tensor
+        return inference.broadcast([inference.shape(argument) for argument in node.all_input_nodes])
     result = inference.fresh(node)
     _is_shape(node, inference, given["size"], result)
     return result
@@ -158,12 +177,12 @@ def numbered(node: fx.Node, inference: Inference) -> Shape:
 
 
 _FILLED = (
-    aten.zeros, aten.ones, aten.full, aten.empty, aten.rand, aten.randn,
+    aten.zeros, aten.ones, aten.full, aten.empty, aten.rand, aten.randn, aten.normal,
     aten.new_zeros, aten.new_ones, aten.new_full, aten.new_empty,
 )  # fmt: skip
 _NUMBERED = (
     aten.arange, aten.eye, aten.linspace, aten.logspace, aten.scalar_tensor, aten.randperm, aten.tril_indices,
-    aten.triu_indices, aten.hann_window, aten.hamming_window, aten.randint,
+    aten.triu_indices, aten.hann_window, aten.hamming_window, aten.blackman_window, aten.randint,
 )  # fmt: skip
 
 RULES: dict[Any, Rule] = {
@@ -173,6 +192,8 @@ RULES: dict[Any, Rule] = {
     aten.index_select: index_select,
     **dict.fromkeys((aten.index_put, aten._unsafe_index_put), index_put),
     **dict.fromkeys((aten.index_add, aten.index_copy), write_rows),
+    aten.index_fill: fill_rows,
+    **dict.fromkeys((aten.bucketize, aten.searchsorted), sorted_into),
     aten.gather: gather,
     aten.take_along_dim: take_along_axis,
     aten.scatter_add: scatter_add,

@@ -142,6 +142,18 @@ def fourier(node: fx.Node, inference: Inference) -> Shape:
     return tuple(sizes[axis] if axis in axes else dim for axis, dim in enumerate(x))
 
 
+def loss(node: fx.Node, inference: Inference) -> Shape:
+    """Position by position, then one number where it is reduced."""
+    shape = inference.broadcast([inference.shape(argument) for argument in node.all_input_nodes])
+    return shape if arguments(node)["reduction"] == 0 else ()
+
+
+def cross_product(node: fx.Node, inference: Inference) -> Shape:
+    x = inference.broadcast([inference.shape(argument) for argument in node.args[:2]])
+    inference.freeze([x[arguments(node)["dim"]]], "it holds the parts of a vector", node)
+    return x
+
+
 def distance(node: fx.Node, inference: Inference) -> Shape:
     """One number for two tensors, or one a row (``pairwise_distance``)."""
     x = inference.broadcast([inference.shape(argument) for argument in node.args[:2]])
@@ -192,7 +204,8 @@ _LIKE_FIRST = (
     aten.detach, aten.detach_, aten.alias, aten.to, aten.type_as, aten._to_copy, aten.lift_fresh_copy, aten.lift_fresh,
     aten.zeros_like, aten.ones_like, aten.full_like, aten.rand_like, aten.randn_like, aten.empty_like, aten.bernoulli,
     aten.relu6, aten.rrelu, aten.softplus, aten.log_sigmoid, aten.selu, aten.celu, aten.nan_to_num, aten.conj,
-    aten.resolve_conj, aten.resolve_neg,
+    aten.resolve_conj, aten.resolve_neg, aten.isin, aten.uniform, aten.exponential, aten.cauchy, aten.geometric,
+    aten.log_normal, aten.normal_functional,
 )  # fmt: skip
 _ELEMENTWISE = (
     aten.where, aten.isclose, aten.masked_fill, aten.type_as, aten.square, aten.fmod, aten.lerp, aten.addcmul,
@@ -210,6 +223,10 @@ _FOURIER = (
     "fft", "ifft", "rfft", "irfft", "hfft", "ihfft", "fft2", "ifft2", "rfft2", "irfft2", "fftn", "ifftn", "rfftn",
     "irfftn", "fftshift", "ifftshift",
 )  # fmt: skip
+_LOSSES = (
+    aten.mse_loss, aten.smooth_l1_loss, aten.huber_loss, aten.binary_cross_entropy,
+    aten.binary_cross_entropy_with_logits,
+)  # fmt: skip
 RULES: dict[Any, Rule] = {
     **dict.fromkeys(_ELEMENTWISE, elementwise),
     **dict.fromkeys(_LIKE_FIRST, like_first),
@@ -220,10 +237,14 @@ RULES: dict[Any, Rule] = {
     aten._weight_norm: weight_norm,
     **dict.fromkeys(_REDUCTIONS, reduction),
     **dict.fromkeys(
-        (aten.argmax, aten.argmin, aten.max, aten.min, aten.median, aten.mode, aten.kthvalue), position_of_extreme
+        (aten.argmax, aten.argmin, aten.max, aten.min, aten.median, aten.nanmedian, aten.mode, aten.kthvalue),
+        position_of_extreme,
     ),
     aten.topk: top_positions,
     **{getattr(aten, f"fft_{name}"): fourier for name in _FOURIER},
+    **dict.fromkeys((aten._fft_r2c, aten._fft_c2c, aten._fft_c2r), fourier),
+    **dict.fromkeys(_LOSSES, loss),
+    aten.linalg_cross: cross_product,
     **dict.fromkeys((aten.dist, aten.pairwise_distance), distance),
     **dict.fromkeys((aten.softmax, aten.log_softmax, aten._softmax, aten._log_softmax), softmax),
     aten.glu: glu,

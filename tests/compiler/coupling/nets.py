@@ -178,6 +178,8 @@ def _written(s: Any, x: Tensor) -> Any:
 def products() -> list[Family]:
     return [
         net("attention, fused projection", _fused, SEQUENCE, q=lin(6, 48), c=lin(16, 3)),
+        net("attention, parts inside heads", _inside_heads, SEQUENCE, q=lin(6, 48), c=lin(16, 3)),
+        net("attention, keys and values fused", _fused_in_part, SEQUENCE, q=lin(6, 16), k=lin(6, 32), c=lin(16, 3)),
         net("attention, grouped queries", _grouped, SEQUENCE, q=lin(6, 16), k=lin(6, 8), v=lin(6, 8), c=lin(16, 3)),
         net("attention, batch and heads folded", _folded, SEQUENCE,
             q=lin(6, 16), k=lin(6, 16), v=lin(6, 16), c=lin(16, 3)),
@@ -209,6 +211,17 @@ def _fused(s: Any, x: Tensor) -> Any:
     return s.c(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(-1, 5, 16))
 
 
+def _inside_heads(s: Any, x: Tensor) -> Any:
+    parts = s.q(x).view(-1, 5, 4, 3, 4)
+    q, k, v = (parts[..., index, :].transpose(1, 2) for index in range(3))
+    return s.c(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def _fused_in_part(s: Any, x: Tensor) -> Any:
+    q, (k, v) = _heads(s.q(x)), s.k(x.mT[:, :, :4].mT).unflatten(-1, (2, 4, 4)).permute(2, 0, 3, 1, 4)
+    return s.c(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
 def _grouped(s: Any, x: Tensor) -> Any:
     q, k, v = _heads(s.q(x)), _heads(s.k(x), 2), _heads(s.v(x), 2)
     return s.c(F.scaled_dot_product_attention(q, k, v, enable_gqa=True).transpose(1, 2).flatten(2))
@@ -233,6 +246,8 @@ def recurrent() -> list[Family]:
     return [
         net("LSTM of two layers and directions", lambda s, x: s.c(s.r(x)[0][:, -1]), SEQUENCE,
             r=lambda: nn.LSTM(6, 6, 2, batch_first=True, bidirectional=True), c=lin(12, 3)),
+        net("LSTM of three layers, its last state", lambda s, x: s.c(s.r(x)[1][0][-1]), SEQUENCE,
+            r=lambda: nn.LSTM(6, 6, 3, batch_first=True, dropout=0.3), c=lin(6, 3)),
         net("GRU, last states", lambda s, x: s.c(s.r(x)[1].transpose(0, 1).flatten(1)), SEQUENCE,
             r=lambda: nn.GRU(6, 6, 2, batch_first=True, bidirectional=True), c=lin(24, 3)),
         net("RNN, time first", lambda s, x: s.c(s.r(x.transpose(0, 1))[0].mean(0)), SEQUENCE,

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from tests.compiler.coupling.nets import nets
+from tests.compiler.coupling.nets_composed import composed
 from tests.compiler.coupling.nets_indexing import indexing
 from tests.compiler.coupling.oracle import coupled, judge, some_of_all, some_units
 
-NETS = {family.name: family for family in [*nets(), *indexing()]}
+NETS = {family.name: family for family in [*nets(), *indexing(), *composed()]}
 
 
 @pytest.mark.parametrize("name", NETS)

@@ -49,8 +49,19 @@ def test_orbits_go_on_from_one_equation_to_the_next() -> None:
     assert orbits[first].tolist() == orbits[second].tolist() == orbits[third].tolist()
 
 
-def test_a_rotation_by_one_joins_all_indices() -> None:
+def test_a_rotation_by_one_joins_all_indices_and_so_they_stay() -> None:
     """x = (1 + 3) and x = (3 + 1) with the same parts: every index faces its neighbour."""
     one, three = Dim(1), Dim(3)
-    orbits = find_orbits([Equation(concatenation([one, three]), concatenation([three, one]), None)])
-    assert len({*orbits[three].tolist(), *orbits[one].tolist()}) == 1
+    assert not find_orbits([Equation(concatenation([one, three]), concatenation([three, one]), None)])
+    assert one.frozen is not None and three.frozen is not None
+
+
+def test_the_largest_factor_stays_free_with_which_something_can_be_cut() -> None:
+    """4 x 2 rotated by one pair: all pairs face each other, and what lies in a pair faces itself."""
+    pairs, inside = Dim(4), Dim(2)
+    whole, first = product([pairs, inside]), Dim(2)
+    equations = [Equation(whole, concatenation([first, Dim(6)]), None)]
+    equations.append(Equation(whole, concatenation([equations[0].right.parts[1], first]), None))
+    orbits = find_orbits(equations)
+    assert pairs.frozen is not None
+    assert orbits[inside][0] != orbits[inside][1]

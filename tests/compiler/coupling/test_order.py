@@ -19,7 +19,7 @@ from planish.compiler.trace import trace
 from tests.backends.to_onnx.families import Family
 from tests.compiler.coupling.nets import nets
 from tests.compiler.coupling.nets_indexing import indexing
-from tests.compiler.coupling.random_nets import sequence_net
+from tests.compiler.coupling.random_nets import Step, sequence_net
 
 NETS = [*nets(), *indexing()]
 ZOO = {family.name: family for family in zoo()}
@@ -94,11 +94,22 @@ def test_the_order_of_equations_does_not_matter(family: Family, monkeypatch: pyt
     check(trace(family.build().eval(), family.inputs(2)), monkeypatch)
 
 
-@pytest.mark.xfail(strict=True, reason="parts that fit no whole factor are frozen by size, then by order")
-def test_the_order_does_not_matter_where_parts_and_factors_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
-    """8 channels are read as 3 + 4 + 1, as 2 x 4 and as 4 + 4: any order gives exact cuts, yet other groups."""
-    net = sequence_net([(6, 0, 0, 10), (11, 0, 0, 0), (27, 0, 0, 0)])
-    check(trace(net.eval(), Inputs((torch.randn(2, 5, 6),))), monkeypatch)
+@pytest.mark.parametrize(
+    "steps",
+    [
+        # 8 channels are read as 3 + 4 + 1, as 2 x 4 and as 4 + 4: the fourth would be all that is left of the 1
+        [(6, 0, 0, 10), (11, 0, 0, 0), (27, 0, 0, 0)],
+        # as 4 + 4, as 4 x 2 and as 6 + 2 against 2 + 6: with the larger factor nothing could be cut
+        [(27, 2, 2, 10), (7, 5, 3, 5), (2, 4, 2, 3), (21, 4, 0, 2), (11, 0, 2, 5), (7, 1, 0, 5)],
+    ],
+)
+def test_the_order_does_not_matter_where_parts_and_factors_overlap(
+    steps: list[Step], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    program = trace(sequence_net(steps).eval(), Inputs((torch.randn(2, 5, 6),)))
+    assert couple(program).groups
+    check(program, monkeypatch)
 
 
 @pytest.mark.usefixtures("timm", "transformers")
