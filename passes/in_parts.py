@@ -2,57 +2,72 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import fx
 
-from planish.compiler.program import Program
+from planish.compiler.inputs import Inputs
+from planish.compiler.program import Program, add_tensor
 from planish.compiler.scheme import Operator
 from planish.compiler.shapes import ensure_shapes
+from planish.passes.attention_masks import ATTENTION, Mask, attention_arguments, constant_masks, factor_of
 
 aten = torch.ops.aten
 
 
-def write_in_parts(program: Program, operators: Collection[Operator]) -> None:
-    """Replace the nodes of ``operators`` in ``program``, which computes the same afterwards.
+def write_in_parts(program: Program, operators: Collection[Operator], batches: Iterable[Inputs] = ()) -> list[fx.Node]:
+    """Replace the nodes of ``operators`` in ``program``, which computes the same afterwards; return those that stay.
 
-    A form that this module does not know (a masked attention) stays as it is.
+    1. Attention with a mask is taken apart if the mask depends on no input: ``batches`` show how far the scores reach.
+       What it takes out keeps less than 1/512 of a row then.
+    2. A form that this module does not know stays as it is.
     """
+    staying = []
+    masks = constant_masks(program, batches) if ATTENTION in operators else {}
     for node in [*program.calls(*operators)] if operators else ():
         write = PARTS.get(node.target)
-        result = write(program.graph, node) if write is not None else None
-        if result is not None:
+        result = write(program, node, masks) if write is not None else None
+        if result is None:
+            staying.append(node)
+        else:
             node.replace_all_uses_with(result)
             program.graph.erase_node(node)
     program.graph_module.recompile()
     ensure_shapes(program)
+    return staying
 
 
-def _attention(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
-    """softmax(query * scale @ key^T) @ value; with a mask, -inf among the scores would take all of their range."""
-    named: dict[str, Any] = dict(zip(_ATTENTION, node.args, strict=False)) | node.kwargs
-    if named.get("attn_mask") is not None or any(named.get(option) for option in ("is_causal", "enable_gqa")):
+def _attention(program: Program, node: fx.Node, masks: Mapping[fx.Node, Mask]) -> fx.Node | None:
+    """softmax(max(query * scale @ key^T + mask, floor)) @ value."""
+    named, mask = attention_arguments(node), masks.get(node)
+    masked = named.get("attn_mask") is not None or named.get("is_causal")
+    if named.get("enable_gqa") or (masked and mask is None):
         return None
     query, key, value = (named[name] for name in ("query", "key", "value"))
-    scale = named.get("scale")
-    factor = 1 / math.sqrt(query.meta["val"].shape[-1]) if scale is None else scale
-
-    with graph.inserting_before(node):
-        call = _caller(graph, node)
+    added = [
+        add_tensor(program, f"{node.name}_mask", tensor)
+        for tensor in ((mask.bias, mask.shift) if mask is not None else ())
+        if tensor is not None
+    ]
+    with program.graph.inserting_before(node):
+        call = _caller(program.graph, node)
         transposed = call(aten.transpose.int, key, -2, -1)
-        scores = call(aten.matmul.default, call(aten.mul.Tensor, query, factor), transposed)
+        scores = call(aten.matmul.default, call(aten.mul.Tensor, query, factor_of(named)), transposed)
+        for constant in added:
+            scores = call(aten.add.Tensor, scores, constant)
+        if mask is not None and mask.shift is not None:
+            scores = call(aten.clamp_min.default, scores, mask.floor)
         return call(aten.matmul.default, call(aten.softmax.int, scores, -1), value)
 
 
-def _layer_norm(graph: fx.Graph, node: fx.Node) -> fx.Node:
+def _layer_norm(program: Program, node: fx.Node, _: Mapping[fx.Node, Mask]) -> fx.Node:
     """(x - mean) * rsqrt(variance + eps) * weight + bias."""
     named: dict[str, Any] = dict(zip(_LAYER_NORM, node.args, strict=False)) | node.kwargs
     dims = [*range(-len(named["normalized_shape"]), 0)]
-    with graph.inserting_before(node):
-        call = _caller(graph, node)
+    with program.graph.inserting_before(node):
+        call = _caller(program.graph, node)
         centred = call(aten.sub.Tensor, named["input"], call(aten.mean.dim, named["input"], dims, True))
         variance = call(aten.mean.dim, call(aten.mul.Tensor, centred, centred), dims, True)
         result = call(
@@ -75,10 +90,9 @@ def _caller(graph: fx.Graph, node: fx.Node) -> Callable[..., fx.Node]:
     return call
 
 
-_ATTENTION = tuple(argument.name for argument in aten.scaled_dot_product_attention.default._schema.arguments)
 _LAYER_NORM = tuple(argument.name for argument in aten.layer_norm.default._schema.arguments)
-PARTS: dict[Any, Callable[[fx.Graph, fx.Node], fx.Node | None]] = {
-    aten.scaled_dot_product_attention.default: _attention,
+PARTS: dict[Any, Callable[[Program, fx.Node, Mapping[fx.Node, Mask]], fx.Node | None]] = {
+    ATTENTION: _attention,
     aten.layer_norm.default: _layer_norm,
 }
 """Operator -> what writes its parts ahead of a node, or gives None for a form that it does not know."""

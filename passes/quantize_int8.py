@@ -86,7 +86,9 @@ class QuantizeInt8(Pass):
         program = program.fork().eval()
         ensure_shapes(program)
         demand_known("keep_float", self.keep_float, program)
-        write_in_parts(program, context.scheme.in_parts)
+        rows = context.calibration.samples(self.samples)
+        for node in write_in_parts(program, context.scheme.in_parts, rows):
+            context.decide(node, "float", "its parts are not known: a mask that is computed, or heads that share keys")
         placement = place(program, context.scheme, self.keep_float)
         for node, outcome, reason in placement.decided:
             context.decide(node, outcome, reason)
@@ -96,8 +98,6 @@ class QuantizeInt8(Pass):
             seen = observe(program, placement.observed(), self._rows(context))
             reference = program.fork()
             quantized = insert(program, placement, seen, CALIBRATORS[self.calibrator])
-            if self.bias_samples < 2:
-                return quantized
             rows = context.calibration.samples(min(self.bias_samples, self.samples))
             return correct_biases(quantized, reference, rows)
 

@@ -18,6 +18,8 @@ CARRIERS = frozenset({
     aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.addmm.default,
 })  # fmt: skip
 """Operators whose rules pass ``Emitter.activation`` on."""
+CUT_BEHIND = frozenset({aten.conv_transpose1d.default, aten.conv_transpose2d.input})
+"""Those that do not, and whose integer results end at the bounds all the same."""
 NAMES = {
     (-math.inf, math.inf): "NONE", (0.0, math.inf): "RELU", (0.0, 6.0): "RELU6", (-1.0, 1.0): "RELU_N1_TO_1",
 }  # fmt: skip
@@ -57,7 +59,7 @@ def _number_or(bound: Any, otherwise: float) -> float:
 def following(node: fx.Node) -> tuple[fx.Node, Bounds] | None:
     """The only reader of ``node``, if it cuts its values off."""
     user = next(iter(node.users), None)
-    if node.target not in CARRIERS or len(node.users) != 1 or user is None:
+    if node.target not in CARRIERS | CUT_BEHIND or len(node.users) != 1 or user is None:
         return None
     found = bounds(user)
     return (user, found) if found is not None else None

@@ -31,24 +31,26 @@ DEQUANTIZE_AT_RUN_TIME: dict[Any, frozenset[Operator]] = {
 
 COMPUTING: frozenset[Operator] = frozenset({
     aten.conv1d.default, aten.conv2d.default, aten.conv1d.padding, aten.conv2d.padding, aten.linear.default,
-    aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.cat.default, aten.mean.dim,
-    aten.adaptive_avg_pool2d.default, aten.hardswish.default, aten.leaky_relu.default, aten.gelu.default,
-    aten.sigmoid.default, aten.tanh.default, aten.silu.default, aten.hardsigmoid.default, aten.softmax.int,
-    aten.matmul.default, aten.rsqrt.default,
+    aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor,
+    aten.cat.default, aten.mean.dim, aten.adaptive_avg_pool2d.default, aten.hardswish.default, aten.leaky_relu.default,
+    aten.gelu.default, aten.sigmoid.default, aten.tanh.default, aten.silu.default, aten.hardsigmoid.default,
+    aten.softmax.int, aten.matmul.default, aten.rsqrt.default,
 })  # fmt: skip
 """Operators whose rules write those that TFLite has for INT8, with a scale of its own for the result."""
 WEIGHTS: dict[Any, int] = {
     aten.conv1d.default: 1, aten.conv2d.default: 1, aten.conv1d.padding: 1, aten.conv2d.padding: 1,
-    aten.linear.default: 1, aten.embedding.default: 0,
+    aten.linear.default: 1, aten.embedding.default: 0, aten.conv_transpose1d.default: 1,
+    aten.conv_transpose2d.input: 1, aten.mm.default: 1, aten.matmul.default: 1, aten.addmm.default: 2,
 }  # fmt: skip
 """Operators whose rules take constant integers as weights -> the argument that they are."""
 _OF_TWO = (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.matmul.default)
 MOVING: frozenset[Operator] = frozenset({
     aten.max_pool2d.default, aten.avg_pool2d.default, aten.reshape.default, aten.flatten.using_ints, aten.view.default,
-    aten.permute.default, aten.transpose.int, aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default,
-    aten.slice.Tensor, aten.pad.default, aten.constant_pad_nd.default, aten.pixel_shuffle.default,
-    aten.dropout.default, aten.clone.default, aten.contiguous.default, aten.select.int, aten.detach.default,
-    aten.chunk.default, aten.split.Tensor, aten.split_with_sizes.default, aten.unbind.int,
+    aten.permute.default, aten.transpose.int, aten.t.default, aten.squeeze.dim, aten.squeeze.dims,
+    aten.unsqueeze.default, aten.slice.Tensor, aten.pad.default, aten.constant_pad_nd.default,
+    aten.pixel_shuffle.default, aten.dropout.default, aten.clone.default, aten.contiguous.default,
+    aten.select.int, aten.detach.default, aten.chunk.default, aten.split.Tensor, aten.split_with_sizes.default,
+    aten.unbind.int,
 })  # fmt: skip
 """Operators whose result has the scale of what they read."""
 

@@ -32,6 +32,7 @@ from planish.backends.to_tflite.dtypes import FILE_TYPES
 from planish.backends.to_tflite.emitter import Emitter, Rule, Unsupported
 from planish.backends.to_tflite.graph import PLAIN, Form, Graph
 from planish.backends.to_tflite.layouts import input_orders
+from planish.backends.to_tflite.tidy import without_reshapes_of_reductions
 from planish.backends.to_tflite.values import Order, Stored, Value, arranged, channels_last
 from planish.compiler.errors import LoweringError
 from planish.compiler.program import Program, op_name, source_module
@@ -111,7 +112,8 @@ def to_tflite(program: Program, form: Form = PLAIN) -> Graph:
         elif node.op == "call_function":
             _call(e, node)
     e.current = None
-    return Graph(e.operators, inputs, _outputs(e, program, inputs))
+    outputs = _outputs(e, program, inputs)
+    return Graph(without_reshapes_of_reductions(e.operators, outputs), inputs, outputs)
 
 
 def _placeholder(e: Emitter, node: fx.Node, order: Order | None) -> Any:
@@ -161,6 +163,7 @@ def _call(e: Emitter, node: fx.Node) -> None:
     if rule is None:
         raise e.fail(f"Replace {op_name(node)}: TFLite has nothing like it that planish could write")
     tail = _prepare(e, node, args)
+    fused, ahead = activations.code(e.activation), len(e.operators)
     if node.target not in integers.MOVING and node.target not in integers.RULES and e.result is None:
         args, kwargs = _in_float(e, node, args), pytree.tree_map(e.real, kwargs)
     try:
@@ -174,9 +177,16 @@ def _call(e: Emitter, node: fx.Node) -> None:
         ) from failure  # fmt: skip
     if tail is not None:
         user, limits = tail
-        if e.activation == "NONE" and e.result is not None and not activations.within(limits, e.result):
-            e.values[node] = activations.cut(e, e.values[node], limits)
+        computed_along = any(made.options.get("fusedActivationFunction") == fused for made in e.operators[ahead:])
+        _end_at(e, node, limits, bool(fused) and computed_along)
         e.values[user] = e.values[node]
+
+
+def _end_at(e: Emitter, node: fx.Node, limits: activations.Bounds, computed_along: bool) -> None:
+    """Cut the result of ``node`` off at ``limits``, unless its operator or its integers have done so."""
+    ends_there = e.result is not None and activations.within(limits, e.result)
+    if not computed_along and not ends_there:
+        e.values[node] = activations.cut(e, e.values[node], limits)
 
 
 def _in_float(e: Emitter, node: fx.Node, args: Any) -> Any:
@@ -197,7 +207,7 @@ def _prepare(e: Emitter, node: fx.Node, args: Any) -> tuple[fx.Node, activations
         e.result = integers.result_quantization(node, tail[0] if tail else None)
     if tail is None:
         return None
-    name = activations.NAMES.get(tail[1])
+    name = activations.NAMES.get(tail[1]) if node.target in activations.CARRIERS else None
     if name is None and e.result is None:
         return None
     unneeded = name is None or (e.result is not None and activations.within(tail[1], e.result))

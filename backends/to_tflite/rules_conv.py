@@ -177,7 +177,7 @@ def bias_of(e: Emitter, bias: Any, x: Value, weight: Value, filters: int) -> Val
         limits = torch.iinfo(torch.int32)
         return torch.round(real / torch.tensor(scales, dtype=torch.float64)).clamp(limits.min, limits.max).int()
 
-    return e.made((e.node, "bias"), (filters,), torch.int32, integers, quantization=made)
+    return e.made((e.node, weight.stored, "bias"), (filters,), torch.int32, integers, quantization=made)
 
 
 def _zeros(e: Emitter, filters: int) -> Tensor:

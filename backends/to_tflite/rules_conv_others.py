@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,42 +10,77 @@ from torch import Tensor
 
 from planish.backends.to_tflite.activations import code
 from planish.backends.to_tflite.emitter import Emitter, Rule
-from planish.backends.to_tflite.rules_conv import VALID, bias_of, convolution, each, pad, shape_of
+from planish.backends.to_tflite.rules_conv import SAME, VALID, bias_of, convolution, each, pad, shape_of
 from planish.backends.to_tflite.rules_shape import cut_out
-from planish.backends.to_tflite.values import Value, channels_last
+from planish.backends.to_tflite.values import Quantization, Value, arranged, channels_last
 from planish.compiler.scheme import Operator
 
 aten = torch.ops.aten
+_STRIDES = ("strideD", "strideH", "strideW")
 
 
 def transposed(
     e: Emitter, x: Value, weight: Any, bias: Any = None, stride: Any = (1,), padding: Any = (0,),
     output_padding: Any = (0,), groups: int = 1, dilation: Any = (1,),
 ) -> Any:  # fmt: skip
-    """conv_transpose1d, 2d and 3d. TFLite pads nothing: what PyTorch cuts off at the start is cut off behind it."""
-    if not isinstance(weight, Tensor) or isinstance(bias, Value):
+    """conv_transpose1d, 2d and 3d. Where SAME does not cut off what PyTorch does, it is cut off behind the operator."""
+    kernel, own = _constant(weight)
+    if kernel is None or isinstance(bias, Value):
         raise e.fail("a transposed convolution whose weights are computed")
-    spatial = weight.ndim - 2
+    spatial = kernel.ndim - 2
     stride, padding, dilation = (each(numbers, spatial) for numbers in (stride, padding, dilation))
-    weight, inner = _spread(weight, dilation), [*e.fake_result().shape[2:]]
+    kernel, inner = _spread(kernel, dilation), [*e.fake_result().shape[2:]]
     if spatial == 1:
-        x, weight = e.reshape(x, (*x.sizes[:2], 1, x.sizes[2])), weight.unsqueeze(2)  # type: ignore[assignment]
+        x, kernel = e.reshape(x, (*x.sizes[:2], 1, x.sizes[2])), kernel.unsqueeze(2)  # type: ignore[assignment]
         stride, padding, inner = [1, *stride], [0, *padding], [1, *inner]
     x = e.at(x, channels_last(len(x.order)))
-    whole = [size + cut for size, cut in zip(inner, padding, strict=True)]
+    same = _same(x.sizes[2:], inner, kernel.shape[2:], stride, padding)
+    cut = [0] * len(inner) if same else padding
+    whole = [size + amount for size, amount in zip(inner, cut, strict=True)]
+    options = {"padding": SAME if same else VALID, **dict(zip(_STRIDES[-len(stride) :], stride, strict=True))}
     parts = [
-        _transposed_group(e, part, kernel, own, stride, whole)
-        for part, kernel, own in zip(
-            _channel_groups(e, x, groups), weight.chunk(groups), _bias_groups(bias, groups), strict=True
+        _transposed_group(e, part, _kernel(e, share, own), shift, whole, options)
+        for part, share, shift in zip(
+            _channel_groups(e, x, groups), kernel.chunk(groups), _bias_groups(bias, groups), strict=True
         )
     ]
     y = parts[0]
     if groups > 1:
         shape = (*y.shape[:-1], sum(part.shape[-1] for part in parts))
-        y = e.op("CONCATENATION", *parts, shape=shape, axis=len(shape) - 1)
-    for dim, (cut, size) in enumerate(zip(padding, inner, strict=True), start=2):
-        y = cut_out(e, y, dim, cut, size)
+        y = e.move("CONCATENATION", *parts, shape=shape, axis=len(shape) - 1)
+    if any(cut):
+        shape = (y.shape[0], *inner, y.shape[-1])
+        y = e.move("SLICE", y, e.numbers([0, *cut, 0]), e.numbers(shape), shape=shape)
     return e.reshape(y, e.fake_result().shape)
+
+
+def _same(
+    sizes: Sequence[int], inner: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]
+) -> bool:
+    """Whether SAME cuts off at the start what PyTorch's padding does: the smaller half of what is too much."""
+    return all(
+        -(-size // step) == own and max((own - 1) * step + far - size, 0) // 2 == cut
+        for own, size, far, step, cut in zip(sizes, inner, kernel, stride, padding, strict=True)
+    )
+
+
+def _constant(weight: Any) -> tuple[Tensor | None, Quantization | None]:
+    """A constant weight as it lies in the Program, with the scales of a quantized one."""
+    if isinstance(weight, Tensor):
+        return weight, None
+    return weight.stored.data and weight.stored.data(), weight.quantization
+
+
+def _kernel(e: Emitter, weight: Tensor, own: Quantization | None) -> Value:
+    """[in, out, ..., h, w] as TFLite has it: [out, h, w, in], in three dimensions [d, h, w, out, in]."""
+    order = (1, 2, 3, 0) if weight.ndim == 4 else (2, 3, 4, 1, 0)
+    if own is None:
+        return e.constant(weight, e._name_of(weight), order)
+    moved = Quantization(own.scales, own.zeros, order.index(own.axis))
+    key = (e.node, weight.data_ptr(), "kernel")
+    shape = arranged(weight.shape, order)
+    made = e.made(key, shape, weight.dtype, lambda: weight.permute(order), quantization=moved)
+    return Value(made.stored, order)
 
 
 def _spread(weight: Tensor, dilation: Sequence[int]) -> Tensor:
@@ -70,21 +105,18 @@ def _bias_groups(bias: Tensor | None, groups: int) -> Sequence[Tensor | None]:
 
 
 def _transposed_group(
-    e: Emitter, x: Value, weight: Tensor, bias: Tensor | None, stride: Sequence[int], whole: Sequence[int]
+    e: Emitter, x: Value, kernel: Value, bias: Tensor | None, whole: Sequence[int], options: Mapping[str, Any]
 ) -> Value:
-    filters = weight.shape[1]
+    filters = kernel.sizes[1]
     shape = (x.shape[0], *whole, filters)
+    kernel = kernel if x.quantization is not None else e.real(kernel)
     if len(whole) == 3:
-        kernel = e.constant(weight, e._name_of(weight), (2, 3, 4, 1, 0))
-        y = e.op(
-            "CONV_3D_TRANSPOSE", e.numbers(shape), kernel, x, shape=shape, order=x.order, dtype=x.dtype,
-            padding=VALID, strideD=stride[0], strideH=stride[1], strideW=stride[2],
-        )  # fmt: skip
+        y = e.op("CONV_3D_TRANSPOSE", e.numbers(shape), kernel, x, shape=shape, order=x.order, dtype=x.dtype, **options)
         return y if bias is None else e.op("ADD", y, e.value(bias), shape=shape, order=x.order)
-    kernel = e.constant(weight, e._name_of(weight), (1, 2, 3, 0))
-    return e.op(
-        "TRANSPOSE_CONV", e.numbers(shape), kernel, x, None if bias is None else e.value(bias), shape=shape,
-        order=x.order, dtype=x.dtype, padding=VALID, strideH=stride[0], strideW=stride[1],
+    shift = None if bias is None else bias_of(e, bias, x, kernel, filters)
+    return e.compute(
+        "TRANSPOSE_CONV", e.numbers(shape), kernel, x, shift, shape=shape, order=x.order, dtype=torch.float32,
+        **options,
     )  # fmt: skip
 
 

@@ -27,7 +27,8 @@ def linear(e: Emitter, x: Value, weight: Any, bias: Any = None) -> Any:
         product = matmul(e, x, e.permute(weight, [1, 0]))
         return product if bias is None else e.op("ADD", *operands(e, product, bias))
     if isinstance(bias, Value):
-        return e.op("ADD", *operands(e, linear(e, x, weight), bias))
+        fused, e.activation = code(e.activation), "NONE"
+        return e.op("ADD", *operands(e, linear(e, x, weight), bias), fusedActivationFunction=fused)
     if len(x.order) < 2:
         x = e.reshape(x, (1, *x.sizes))  # type: ignore[assignment]
     x = e.with_last(x, -1)
@@ -44,7 +45,7 @@ def linear(e: Emitter, x: Value, weight: Any, bias: Any = None) -> Any:
 
 def matmul(e: Emitter, a: Any, b: Any) -> Any:
     """A constant matrix on the right is a layer; everything else BATCH_MATMUL."""
-    if isinstance(b, Tensor) and b.ndim == 2 and isinstance(a, Value) and len(a.order) >= 2:
+    if _is_matrix(b) and e.result is None and isinstance(a, Value) and len(a.order) >= 2:
         return _layer(e, a, b)
     left, right = shape_of(a), shape_of(b)
     x = e.reshape(a, (1, *left)) if len(left) == 1 else a
@@ -58,10 +59,16 @@ def matmul(e: Emitter, a: Any, b: Any) -> Any:
     return e.reshape(product, sizes)
 
 
-def _layer(e: Emitter, a: Value, b: Tensor) -> Value:
+def _is_matrix(b: Any) -> bool:
+    constant = isinstance(b, Tensor) or (isinstance(b, Value) and b.stored.data is not None)
+    return constant and len(shape_of(b)) == 2
+
+
+def _layer(e: Emitter, a: Value, b: Any, bias: Tensor | None = None) -> Value:
     x = e.with_last(a, -1)
-    weight = e.constant(b, e._name_of(b), (1, 0))
-    return e.op("FULLY_CONNECTED", x, weight, None, shape=(*x.shape[:-1], b.shape[1]), order=x.order, keepNumDims=True)
+    weight = e.constant(b, e._name_of(b), (1, 0)) if isinstance(b, Tensor) else e.real(e.at(b, (1, 0)))
+    shape, shift = (*x.shape[:-1], shape_of(b)[1]), None if bias is None else e.value(bias)
+    return e.op("FULLY_CONNECTED", x, weight, shift, shape=shape, order=x.order, keepNumDims=True)
 
 
 def _product(e: Emitter, a: Any, b: Any) -> Value:
@@ -83,6 +90,9 @@ def _as_matrices(e: Emitter, x: Any) -> tuple[Value, bool]:
 
 
 def addmm(e: Emitter, bias: Any, a: Any, b: Any, *, beta: float = 1, alpha: float = 1) -> Any:
+    one_a_column = isinstance(bias, Tensor) and bias.shape == shape_of(b)[1:]
+    if one_a_column and _is_matrix(b) and isinstance(a, Value) and alpha == beta == 1:
+        return _layer(e, a, b, bias)
     product = matmul(e, a, b)
     product = product if alpha == 1 else number(e, "MUL", product, float(alpha))
     if beta == 0:

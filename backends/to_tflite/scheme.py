@@ -23,6 +23,7 @@ def _from(scale: float, zero: int) -> IntegerType:
     return IntegerType(torch.int8, -128, 127, symmetric=False, fixed=(scale, zero))
 
 
+_TRANSPOSED = (aten.conv_transpose1d.default, aten.conv_transpose2d.input)
 _CONSTANT = IntegerType(torch.int8, -127, 127, symmetric=True)
 OPS = (
     IntegerOp(
@@ -31,6 +32,7 @@ OPS = (
         weight=1,
         fuses=_ACTIVATIONS,
     ),
+    IntegerOp(_TRANSPOSED, (0,), weight=1, weight_axis=1, fuses=_ACTIVATIONS),
     IntegerOp((aten.linear.default,), (0,), weight=1, fuses=_ACTIVATIONS),
     IntegerOp((aten.add.Tensor,), (0, 1), fuses=_ACTIVATIONS, beside=_CONSTANT),
     IntegerOp((aten.mul.Tensor, aten.sub.Tensor), (0, 1), beside=_CONSTANT),
@@ -58,7 +60,9 @@ TRANSPARENT = (
 _CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv1d.padding, aten.conv2d.padding)
 STORED = (
     IntegerOp((*_CONVOLUTIONS, aten.linear.default), (0,), weight=1),
+    IntegerOp(_TRANSPOSED, (0,), weight=1, weight_axis=1),
     IntegerOp((aten.embedding.default,), (), weight=0),
+    IntegerOp((aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input), (0,), weight=2),
 )
 """Weights that lie there in INT8 for operators that compute in float: DEQUANTIZE stands between, which runs once."""
 _ROWS = IntegerType(torch.int8, -128, 127, symmetric=False, granularity="row")

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from planish.compiler.inputs import Inputs
 from planish.compiler.rules import verify
 from planish.compiler.scheme import IntegerOp, IntegerType
 from planish.passes.in_parts import write_in_parts
@@ -68,11 +69,47 @@ def test_a_layer_norm_in_parts_is_that_layer_norm(norm: nn.Module) -> None:
     torch.testing.assert_close(program(x), wanted)
 
 
-@pytest.mark.parametrize("options", [{"is_causal": True}, {"attn_mask": torch.ones(5, 5, dtype=torch.bool).tril()}])
-def test_a_masked_attention_stays_whole(options: dict[str, Any]) -> None:
-    program = traced(Attends(**options), torch.randn(3, 5, 8)).fork()
-    write_in_parts(program, [ATTENTION])
-    assert len([*program.calls(ATTENTION)]) == 1
+CAUSAL = torch.ones(5, 5, dtype=torch.bool).tril()
+MASKS = {
+    "causal": {"is_causal": True},
+    "keys": {"attn_mask": CAUSAL},
+    "minus infinity": {"attn_mask": torch.zeros(5, 5).masked_fill(~CAUSAL, -torch.inf)},
+    "distances": {"attn_mask": torch.linspace(-1, 1, 25).reshape(5, 5)},
+    "distances and keys": {
+        "attn_mask": torch.linspace(-1, 1, 25).reshape(5, 5).masked_fill(~CAUSAL, -1e9),
+        "scale": 1.0,
+    },
+}
+
+
+@pytest.mark.parametrize("options", MASKS.values(), ids=MASKS)
+def test_a_masked_attention_in_parts_gives_masked_keys_less_than_half_a_step_of_softmax(options: Any) -> None:
+    model, x = Attends(**options), torch.randn(3, 5, 8)
+    program = traced(model, x).fork()
+    wanted, largest = program(x).detach(), float(model.layer(x).detach().abs().max())
+    assert write_in_parts(program, [ATTENTION], [Inputs((x,))]) == []
+    verify(program, "writing in parts")
+    assert float((program(x).detach() - wanted).abs().max()) < 2 * largest / 512
+    low = [float(tensor.min()) for tensor in program.state_dict().values()]
+    assert all(value > -100 for value in low), "no number that takes all of the integers"
+
+
+def test_an_attention_whose_mask_is_computed_stays_whole_and_is_told() -> None:
+    class Padded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attends = Attends()
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.attends.options = {"attn_mask": (x[..., 0] > 0)[:, None, None, :]}
+            return self.attends(x)
+
+    x = torch.randn(3, 5, 8)
+    told = context(IN_PARTS, x)
+    made = QuantizeInt8().run(traced(Padded(), x), told)
+    assert len([*made.calls(ATTENTION)]) == 1
+    (decision,) = (decision for decision in told.decisions if decision.op == "aten.scaled_dot_product_attention")
+    assert decision.outcome == "float" and "a mask that is computed" in decision.reason
 
 
 def test_shares_have_the_scale_that_the_runtime_has_built_in_whatever_the_data() -> None:

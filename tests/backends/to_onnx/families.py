@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from planish.backends.to_onnx.lower import output_leaves
 from planish.compiler.inputs import Inputs
 from planish.compiler.program import Program
 from planish.compiler.trace import trace
+from tests.backends.sweep import Outcome, first_line, sweep
 
 OPSET = 20
 
@@ -40,20 +40,6 @@ class Family:
     """Largest error relative to the largest value of an output."""
 
 
-@dataclass(frozen=True)
-class Outcome:
-    traced: bool = False
-    lowered: str = ""
-    error: float | None = None
-    """Largest difference to PyTorch, relative to the largest value of that output; over batches 1, 2 and 3."""
-    failure: str = ""
-    tolerance: float = 1e-4
-
-    @property
-    def good(self) -> bool:
-        return self.error is not None and self.error <= self.tolerance
-
-
 def attempt(family: Family) -> Outcome:
     """Trace, lower and compare ``family``; what raises on the way ends up in the Outcome."""
     torch.manual_seed(0)
@@ -61,16 +47,16 @@ def attempt(family: Family) -> Outcome:
     try:
         program = trace(model, family.inputs(2))
     except Exception as failure:  # the table lists it
-        return Outcome(failure=_first_line(failure))
+        return Outcome(failure=first_line(failure))
     try:
         onnx_model, how = lower_any(program, OPSET)
     except Exception as failure:
-        return Outcome(traced=True, failure=_first_line(failure))
+        return Outcome(traced=True, failure=first_line(failure))
     try:
         error = largest_error(family, model, program, onnx_model)
         return Outcome(traced=True, lowered=how, error=error, tolerance=family.tolerance)
     except Exception as failure:
-        return Outcome(traced=True, lowered=how, failure=_first_line(failure))
+        return Outcome(traced=True, lowered=how, failure=first_line(failure))
 
 
 def shake(model: nn.Module) -> nn.Module:
@@ -135,30 +121,5 @@ def relative_error(wanted: Tensor, got: np.ndarray) -> float:
     return float(difference / max(np.abs(expected.astype(wide)).max(), 1e-12))
 
 
-def _first_line(failure: BaseException) -> str:
-    text = str(failure).strip()
-    return f"{type(failure).__name__}: {text.splitlines()[0][:160]}" if text else type(failure).__name__
-
-
-def main(names: list[str]) -> int:
-    from tests.backends.to_onnx.family_models import families
-
-    chosen = {family.name: family for family in families()}
-    bad = 0
-    for name in names or chosen:
-        start = time.monotonic()
-        outcome = attempt(chosen[name])
-        bad += not outcome.good
-        error = "-" if outcome.error is None else f"{outcome.error:.1e}"
-        seconds = time.monotonic() - start
-        state = "ok  " if outcome.good else "FAIL"
-        detail = outcome.failure or outcome.lowered
-        print(
-            f"{state} {name:40} traced={outcome.traced!s:5} error={error:8} {seconds:5.1f} s  {detail}",
-            flush=True,
-        )
-    return bad
-
-
 if __name__ == "__main__":
-    sys.exit(min(main(sys.argv[1:]), 1))
+    sys.exit(min(sweep(attempt, sys.argv[1:]), 1))

@@ -18,10 +18,21 @@ from planish.compiler.errors import VerificationError
 from tests.backends.to_tflite.nets import Residual, in_int8
 
 
+class Enlarged(Residual):
+    """Ahead of it a transposed convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enlarge = nn.ConvTranspose2d(3, 3, 2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.enlarge(x))
+
+
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
-    _, integers = in_int8(Residual(), torch.randn(1, 3, 16, 16))
+    _, integers = in_int8(Enlarged(), torch.randn(1, 3, 8, 8))
     path = tmp_path_factory.mktemp("int8") / "model.tflite"
     save(convert(integers).graph, path)
     return path
@@ -31,7 +42,7 @@ def test_a_file_with_right_biases_passes(file: Path) -> None:
     demand_bias_scales(operators_in(file))
 
 
-@pytest.mark.parametrize("kind", ["CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"])
+@pytest.mark.parametrize("kind", ["CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV"])
 def test_a_bias_with_another_scale_is_caught(file: Path, kind: str) -> None:
     data = bytearray(file.read_bytes())
     _double_a_scale(data, _bias_of(data, kind))
@@ -47,7 +58,7 @@ def _bias_of(data: bytearray, kind: str) -> fb.Tensor:
     for place in range(graph.OperatorsLength()):
         operator = graph.Operators(place)
         if model.OperatorCodes(operator.OpcodeIndex()).BuiltinCode() == getattr(fb.BuiltinOperator, kind):
-            return graph.Tensors(operator.Inputs(2))
+            return graph.Tensors(operator.Inputs(3 if kind == "TRANSPOSE_CONV" else 2))
     raise AssertionError(f"no {kind}")
 
 

@@ -51,8 +51,9 @@ def test_a_whole_net_runs_in_integers_between_one_quantize_and_one_dequantize() 
 
 @st.composite
 def layers(draw: st.DrawFn) -> nn.Module:
-    groups = draw(st.sampled_from([1, 4]))
-    layer = nn.Conv2d(4, 8, draw(st.integers(1, 3)), draw(st.integers(1, 2)), draw(st.integers(0, 1)), groups=groups)
+    form = draw(st.integers(1, 3)), draw(st.integers(1, 2)), draw(st.integers(0, 1))
+    kind, groups = draw(st.sampled_from([nn.Conv2d, nn.ConvTranspose2d])), draw(st.sampled_from([1, 4]))
+    layer = kind(4, 8, *form, groups=groups, bias=draw(st.booleans()))
     return nn.Sequential(layer, draw(st.sampled_from([nn.ReLU(), nn.ReLU6(), nn.Hardtanh(-0.3, 0.4), nn.Identity()])))
 
 
@@ -86,6 +87,7 @@ def test_random_small_graphs_in_integers_stay_near_the_program(data: st.DataObje
 
 
 VECTOR = torch.linspace(-1, 1, 4).reshape(4, 1, 1)
+KERNEL = torch.randn(4, 4, 3, 3, generator=torch.Generator().manual_seed(0)) / 6
 STEPS: dict[str, Callable[[Any, Any], Any]] = {
     "layer": lambda y, x: y,
     "relu": lambda y, x: y.relu(),
@@ -110,10 +112,11 @@ STEPS: dict[str, Callable[[Any, Any], Any]] = {
     "number": lambda y, x: y + 0.25,
     "vector": lambda y, x: y * VECTOR - VECTOR,
     "swap": lambda y, x: y.transpose(-1, -2),
+    "upwards": lambda y, x: F.conv_transpose2d(y, KERNEL, None, 1, 1).relu(),
 }
 INTEGERS = (
     "product", "difference", "squashed", "hardswish", "leaky", "gelu", "silu", "hardsigmoid", "sigmoid", "factor",
-    "negative", "number", "vector", "gate",
+    "negative", "number", "vector", "gate", "upwards",
 )  # fmt: skip
 """Steps that TFLite runs in integers."""
 
@@ -187,8 +190,9 @@ def test_weights_alone_in_integers_are_dequantized_and_computed_in_float() -> No
 class Encoder(nn.Module):
     """A block of a transformer with a classifier."""
 
-    def __init__(self) -> None:
+    def __init__(self, **options: Any) -> None:
         super().__init__()
+        self.options = options
         self.enter, self.three, self.back = nn.Linear(16, 32), nn.Linear(32, 96), nn.Linear(32, 32)
         self.wide, self.narrow, self.head = nn.Linear(32, 64), nn.Linear(64, 32), nn.Linear(32, 10)
         self.before, self.behind = nn.LayerNorm(32), nn.LayerNorm(32, elementwise_affine=False)
@@ -197,16 +201,28 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.before(self.enter(x) + self.places)
         query, key, value = (part.reshape(1, 8, 4, 8).transpose(1, 2) for part in self.three(x).chunk(3, -1))
-        seen = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(1, 8, 32)
+        seen = F.scaled_dot_product_attention(query, key, value, **self.options).transpose(1, 2).reshape(1, 8, 32)
         x = x + self.back(seen)
         return self.head(self.behind(x + self.narrow(F.silu(self.wide(x)))).mean(1)).softmax(-1)
 
 
-@pytest.mark.parametrize("target", ["coral-edgetpu", "cortex-m7"])
-def test_a_transformer_runs_in_integers_where_there_is_nothing_else(target: str) -> None:
+DISTANCES = -(torch.arange(8) - torch.arange(8)[:, None]).abs() * 0.3
+TOKENS = torch.arange(8) < 6
+
+
+@pytest.mark.parametrize(
+    ("target", "options"),
+    [
+        ("coral-edgetpu", {}),
+        ("cortex-m7", {"is_causal": True}),
+        ("cortex-m7", {"attn_mask": DISTANCES.masked_fill(~TOKENS, -torch.inf)}),
+    ],
+    ids=["edge tpu", "causal", "distances and keys"],
+)
+def test_a_transformer_runs_in_integers_where_there_is_nothing_else(target: str, options: dict[str, Any]) -> None:
     torch.manual_seed(0)
     x = torch.randn(1, 8, 16)
-    _, integers = in_int8(Encoder(), x, target=target)
+    floats, integers = in_int8(Encoder(**options), x, target=target)
     made = convert(integers, Form(integer_ends=True))
     kept = needed(made.graph)
     assert {op.outputs[0].dtype for op in kept} == {torch.int8}
@@ -215,5 +231,6 @@ def test_a_transformer_runs_in_integers_where_there_is_nothing_else(target: str)
     on_constants = {op.kind for op in kept if op.inputs[0] is not None and op.inputs[0].stored.data is not None}
     assert not on_constants & {"RESHAPE", "TRANSPOSE"}
     (got,) = run_file(made, Inputs((x,)))
-    found = snr_db(integers(x), got)
-    assert found is None or found > 30
+    for program in (integers, floats):
+        found = snr_db(program(x).detach(), got)
+        assert found is None or found > 30

@@ -99,6 +99,7 @@ MOVES: dict[str, Callable[[Any], Any]] = {
     "roll": lambda x: x.roll(1, -1),
 }
 
+WEIGHT = torch.randn(4, 4)
 FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
     "negative indices": (lambda x: x[:, torch.tensor([-1, 0])], (torch.randn(2, 4),)),
     "indices that are computed": (lambda x, i: x[i], (torch.randn(5, 3), torch.tensor([[-1, 2], [0, 4]]))),
@@ -126,6 +127,16 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
     "erf": (torch.erf, (torch.linspace(-4, 4, 41).reshape(1, 41),)),
     "variance": (lambda x: (x.var(1), x.std((0, 2), unbiased=False)), (torch.randn(3, 4, 5),)),
     "place of the largest": (lambda x: (x.argmax(), x.argmax(1, keepdim=True), x.max(2)), (torch.randn(3, 4, 5),)),
+    "a relu behind sums of products": (
+        lambda x: (
+            torch.addmm(x, x, WEIGHT).relu(),
+            F.relu6(torch.addmm(x[0], x, x, alpha=2)),
+            F.linear(x, x).relu(),
+            F.linear(x, x, x[0]).relu(),
+            F.linear(x, WEIGHT, x[0]).clamp(-0.5, 0.5),
+        ),
+        (torch.randn(4, 4),),
+    ),
     "scalars": (lambda x: (x.sum(), x.sum() + 1), (torch.randn(3, 4),)),
     "constants as outputs": (lambda x: (torch.ones(2), x, x), (torch.randn(3),)),
 }
@@ -163,6 +174,13 @@ def test_a_zero_padding_in_front_of_a_convolution_goes_into_it() -> None:
     weight, even = torch.randn(4, 4, 3, 3), torch.randn(1, 4, 8, 8)
     made = assert_rule_agrees(lambda x: F.conv2d(F.pad(x, (0, 1, 0, 1)), weight, stride=2), even)
     assert kinds(made) == {"CONV_2D": 1}
+
+
+def test_pooling_over_all_pixels_drops_them_itself_if_only_a_flatten_reads_it() -> None:
+    made = assert_rule_agrees(lambda x: F.adaptive_avg_pool2d(x, 1).flatten(1), IMAGE)
+    assert kinds(made) == {"MEAN": 1}
+    read_twice = assert_rule_agrees(lambda x: (y := F.adaptive_avg_pool2d(x, 1), y.flatten(1)), IMAGE)
+    assert kinds(read_twice) == {"MEAN": 1, "RESHAPE": 1}
 
 
 @settings(max_examples=10)

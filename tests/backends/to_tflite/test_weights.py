@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 pytest.importorskip("ai_edge_litert")
 from ai_edge_litert import schema_py_generated as fb
@@ -40,12 +41,25 @@ def stored(model: nn.Module, x: Tensor, activations: Literal["float", "dynamic"]
 
 
 @pytest.mark.parametrize(
-    ("model", "x"), [(Residual(), IMAGE), (TiedAround(), TOKENS)], ids=["convolutions", "tied table"]
+    ("model", "x"),
+    [
+        (Residual(), IMAGE),
+        (nn.ConvTranspose2d(3, 4, 3, 2, 1, groups=1), IMAGE),
+        (TiedAround(), TOKENS),
+        (nn.GRU(8, 6, batch_first=True, bidirectional=True), torch.randn(2, 2, 8)),
+    ],
+    ids=["convolutions", "transposed", "tied table", "recurrent"],
 )
 def test_integer_weights_are_computed_with_in_float_to_the_last_digits(model: nn.Module, x: Tensor) -> None:
     program = stored(model, x)
-    (got,) = run_file(convert(program), Inputs((x,)))
-    torch.testing.assert_close(got, program(x), rtol=1e-5, atol=1e-5)
+    wanted = [leaf.detach() for leaf in pytree.tree_leaves(program(x))]
+    torch.testing.assert_close(run_file(convert(program), Inputs((x,))), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_all_matrices_of_a_recurrent_layer_become_integers_and_its_steps_read_them_as_layers() -> None:
+    made = convert(stored(nn.LSTM(8, 6, 2), torch.randn(3, 2, 8)))
+    assert kinds(made)["DEQUANTIZE"] == 4
+    assert kinds(made)["FULLY_CONNECTED"] >= 3 * 2
 
 
 @pytest.mark.parametrize(
