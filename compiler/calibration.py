@@ -15,6 +15,8 @@ from planish.compiler.errors import UserError
 from planish.compiler.inputs import Inputs, check_tensors
 from planish.compiler.program import Program
 
+GIVEN = "given"
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -22,7 +24,7 @@ class Calibration:
 
     batches: Iterable[Inputs]
     origin: str
-    """Where they come from, as the Report says it: ``given`` or how they were drawn."""
+    """Where they come from, as the Report says it: ``GIVEN`` by the user, or how they were drawn."""
 
     def __iter__(self) -> Iterator[Inputs]:
         return iter(self.batches)
@@ -143,7 +145,7 @@ def from_data(data: Iterable[Any], form: InputForm, program: Program | None = No
         for piece in [inputs] if whole else inputs.split(fixed or 1):  # a fixed batch takes larger ones in pieces
             yield fitting(piece, program, where)
 
-    return Calibration(_Converted(data, convert), "given")
+    return Calibration(_Converted(data, convert), GIVEN)
 
 
 def readable(data: Any) -> Iterable[Any]:

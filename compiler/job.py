@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from planish.compiler import artifact as artifacts
 from planish.compiler.artifact import Manifest
+from planish.compiler.calibration import GIVEN
 from planish.compiler.contracts import Backend, Budget, Context, Finding, Situation, run_checks
 from planish.compiler.cost import node_costs
 from planish.compiler.errors import UserError
@@ -86,7 +87,7 @@ class Job:
             )
             plan = request.plan or make_plan(situation, registry().passes.values())
         calibration = once.calibration(program, draws=not all(step.compression.exact for step in plan))
-        if calibration.origin not in ("given", "the example inputs"):
+        if calibration.origin not in (GIVEN, "the example inputs"):
             notes.insert(0, f"No calibration data was given: inputs were {calibration.origin}.")
         context = Context(
             profile, scheme, calibration, request.seed, train=request.train, teacher=request.teacher,
@@ -189,6 +190,7 @@ class Job:
             not_planned=dict(self.plan.left_out),
             runtime_decisions=[*outcome.best.lowered.decisions],
             errors=self.errors,
+            on_device=[*outcome.best.lowered.on_device],
             seconds=self.once.progress.seconds,
             peak_memory_mb=peak_memory_mb(),
         )

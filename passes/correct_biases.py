@@ -33,12 +33,15 @@ _CHANNELS: Mapping[Any, int] = {
 
 
 def correct_biases(program: Program, reference: Program, batches: Iterable[Inputs]) -> Program:
-    """``program`` with other biases in its integer layers; its graph is used up.
+    """``program`` with other biases in the layers that have got integer weights; its graph is used up.
 
     ``reference``: the Program before its values were quantized; the layers have the same names in it.
     ``batches``: a few rows; each layer corrects by what it has seen so far.
     """
-    layers = {node.name for node in program.calls() if _has_integer_weight(node)}
+    layers, before = (
+        {node.name for node in each.calls() if _has_integer_weight(node)} for each in (program, reference)
+    )
+    layers -= before
     wanted, given = _Means(reference, layers), _CorrectedMeans(program, layers)
     with torch.no_grad():
         for inputs in batches:

@@ -9,12 +9,14 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import fx
 
+from planish.compiler.calibration import GIVEN
 from planish.compiler.contracts import Context, Pass, Stage
 from planish.compiler.errors import PassError, UserError
 from planish.compiler.program import Program, source_module
 from planish.compiler.scheme import IntegerOp, IntegerType, QuantizationScheme
 from planish.compiler.shapes import ensure_shapes
 from planish.passes.calibrators import CALIBRATORS
+from planish.passes.correct_biases import correct_biases
 from planish.passes.erase_noops import EraseNoOps
 from planish.passes.fold_batch_norm import FoldBatchNorm
 from planish.passes.insert_qdq import insert
@@ -31,10 +33,13 @@ class QuantizeWeights(Pass):
        stored once. What quantize-int8 has quantized before stays as it is.
     2. With ``activations="dynamic"``, what these layers read is quantized too, with scales that are chosen anew in
        each call (no calibration): they compute in integers where the backend can.
+    3. Where calibration data is given, biases make up for what rounding does to the means of channels
+       (``correct_biases``).
 
     ``activations``: ``float``, or ``dynamic``.
     ``keep_float``: source modules that stay float, by name or pattern (``"head"``, ``"layer1.*"``).
     ``min_values``: weights of fewer values stay float: their scales would cost what they save.
+    ``bias_samples``: rows of calibration data on which biases are corrected; 0: they stay.
     """
 
     name: ClassVar[str] = "quantize-weights"
@@ -44,6 +49,7 @@ class QuantizeWeights(Pass):
     activations: Literal["float", "dynamic"] = "float"
     keep_float: tuple[str, ...] = ()
     min_values: int = 1024
+    bias_samples: int = 8
 
     def __post_init__(self) -> None:
         if self.activations not in ("float", "dynamic"):
@@ -51,6 +57,8 @@ class QuantizeWeights(Pass):
         demand_names("keep_float", self.keep_float)
         if self.min_values < 0:
             raise UserError(f"Give {self.name} min_values of at least 0, not {self.min_values}.")
+        if self.bias_samples < 0:
+            raise UserError(f"Give {self.name} bias_samples a number of rows of at least 0, not {self.bias_samples}.")
 
     def run(self, program: Program, context: Context) -> Program:
         scheme = self._demand_scheme(context)
@@ -58,8 +66,7 @@ class QuantizeWeights(Pass):
         ensure_shapes(program)
         demand_known("keep_float", self.keep_float, program)
         placement, reads = Placement(), list[tuple[fx.Node, fx.Node, IntegerType]]()
-        for node, op in _readers(program, scheme.stored):
-            weight = node.args[op.weight]  # type: ignore[index]
+        for node, op, weight in _weights(program, scheme.stored):
             why_not = self._obstacle(program, node, weight)
             if why_not:
                 context.decide(node, "float", why_not)
@@ -72,9 +79,13 @@ class QuantizeWeights(Pass):
             context.decide(node, "int8" if computing else "int8 weights", told)
         if not placement.weights:
             raise PassError("Leave this pass out: no weight of the model can be stored in INT8.", component=self.name)
+        reference = program.fork()
         quantize_at_run_time(program, reads)
         with torch.no_grad():
-            return insert(program, placement, {}, CALIBRATORS["minmax"])
+            stored = insert(program, placement, {}, CALIBRATORS["minmax"])
+        if context.calibration.origin != GIVEN:
+            return stored
+        return correct_biases(stored, reference, context.calibration.samples(self.bias_samples))
 
     def _demand_scheme(self, context: Context) -> QuantizationScheme:
         scheme, title = context.scheme, context.profile.title
@@ -111,12 +122,17 @@ class QuantizeWeights(Pass):
                 yield producer, node, kind
 
 
-def _readers(program: Program, ops: Sequence[IntegerOp]) -> Iterator[tuple[fx.Node, IntegerOp]]:
-    """The nodes of ``ops``, each with its own."""
+def _weights(program: Program, ops: Sequence[IntegerOp]) -> Iterator[tuple[fx.Node, IntegerOp, Any]]:
+    """The nodes of ``ops``, each with its own and its weight, or one after the other the matrices of a list."""
     for node in program.calls():
         op = next((op for op in ops if node.target in op.operators), None)
-        if op is not None:
-            yield node, op
+        if op is None or op.weight is None:
+            continue
+        given: Any = node.args[op.weight]
+        if isinstance(given, (list, tuple)):
+            yield from ((node, op, each) for each in given if each.meta["val"].ndim > 1)
+        else:
+            yield node, op, given
 
 
 def _ungrouped(program: Program, node: fx.Node, weight: fx.Node) -> bool:

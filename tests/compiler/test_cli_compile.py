@@ -22,7 +22,7 @@ def test_compile_passes_on_what_the_options_say(compiled: Path) -> None:
     assert (report.model, report.target) == ("Net", TARGET)
     assert report.baseline is not None and report.baseline.metric is not None
     (step,) = [step for step in report.steps if step.compression == "quantize-int8"]
-    assert step.options == {"calibrator": "minmax", "samples": 8, "keep_float": ["second"]}
+    assert step.options == {"calibrator": "minmax", "samples": 8, "bias_samples": 8, "keep_float": ["second"]}
     assert step.reason == "Requested."
 
 

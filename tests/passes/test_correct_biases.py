@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from planish.compiler.calibration import Calibration
+from planish.compiler.calibration import GIVEN, Calibration
 from planish.compiler.contracts import Context
 from planish.compiler.inputs import Inputs
 from planish.compiler.plugins import registry
@@ -20,6 +20,7 @@ from planish.passes.correct_biases import correct_biases
 from planish.passes.erase_noops import EraseNoOps
 from planish.passes.fold_batch_norm import FoldBatchNorm
 from planish.passes.quantize_int8 import QuantizeInt8
+from planish.passes.quantize_weights import QuantizeWeights
 from tests.passes.nets import SCHEME, RandomCnn, aten, context, the, traced, warm
 
 LAYERS = (aten.conv2d.default, aten.linear.default)
@@ -129,18 +130,28 @@ def test_layers_that_share_weights_get_biases_of_their_own() -> None:
         assert (wanted - got).mean().abs() < 0.05
 
 
+def test_layers_that_were_integers_before_keep_their_biases() -> None:
+    x = torch.rand(16, 8, 12, 12)
+    _, before = quantized(Shifted(), x)
+    again = correct_biases(before.fork(), before, [Inputs((x,))])
+    assert the(again, aten.conv2d.default).args[2] is None
+
+
 @pytest.mark.slow
-def test_depthwise_layers_of_a_trained_model_gain_the_most(zoo: ModuleType) -> None:
+@pytest.mark.parametrize("kind", [QuantizeInt8, QuantizeWeights])
+def test_depthwise_layers_of_a_trained_model_gain_the_most(
+    kind: type[QuantizeInt8 | QuantizeWeights], zoo: ModuleType
+) -> None:
     case = zoo.load_real("mobilenetv1-imagenet")
     profile = registry().find_profile("raspberry-pi-4")
     scheme = registry().find_backend(profile.backend).scheme(profile)
-    here = Context(profile, scheme, Calibration([Inputs((case.inputs[:32],))], "given"))
+    here = Context(profile, scheme, Calibration([Inputs((case.inputs[:32],))], GIVEN))
     program = EraseNoOps().run(traced(case.model, case.inputs[:2]), here)
     program = FoldBatchNorm().run(program, here)
     found = []
     with torch.no_grad():
         for bias_samples in (0, 8):
-            made = QuantizeInt8(bias_samples=bias_samples).run(program, here)
+            made = kind(bias_samples=bias_samples).run(program, here)
             found.append(snr_db(program(case.inputs[100:200]), made(case.inputs[100:200])))
     before, after = found
     assert before is not None and after is not None and after > before + 3
