@@ -3,12 +3,13 @@
     python -m benchmarks.tensorrt_verdict                                  # the model families that users have
     python -m benchmarks.tensorrt_verdict resnet50 BERT --json out.json    # by name
     python -m benchmarks.tensorrt_verdict --kind further                   # one variant of every module of timm
+    python -m benchmarks.tensorrt_verdict --versions ">=11.4,<12"          # as for TensorRT 11: floats in FP16
     python -m benchmarks.tensorrt_verdict --accuracy                       # trained models, Q/DQ in ONNX Runtime
     python -m benchmarks.tensorrt_verdict --roofline                       # ResNet-50 on each Jetson, estimated
 
-One line a family: does the parser accept the float file, how many layers were planned in INT8, how many the builder
-runs so. Weights are random. TensorRT-RTX answers for its nearest architecture: no device is tested. Exit code 1 if a
-layer runs in float and no rule of planish says why.
+One line a family: does the parser accept the float file, how many of its layers read FP32, how many layers were planned
+in INT8, how many the builder runs so. Weights are random. TensorRT-RTX answers for its nearest architecture: no device
+is tested. Exit code 1 if a layer runs in float and no rule of planish says why.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from benchmarks.zoo_families import ZooFamily, zoo
 from planish.backends.to_tensorrt import rtx
 from planish.backends.to_tensorrt.audit import UNEXPLAINED
 from planish.backends.to_tensorrt.backend import FILE, TensorRtBackend
-from planish.backends.to_tensorrt.integers import meant_for_integers
+from planish.backends.to_tensorrt.integers import LAYERS, meant_for_integers
 from planish.compiler.calibration import Calibration
 from planish.compiler.contracts import Context
 from planish.compiler.errors import PlanishError, closest
@@ -48,12 +49,14 @@ BACKEND = TensorRtBackend()
 
 def row_of(family: ZooFamily, profile: HardwareProfile) -> dict[str, Any]:
     """One line of the table; what fails is told in its last column."""
-    row: dict[str, Any] = {"family": family.name, "float": "", "planned INT8": None, "in INT8": None, "told": ""}
+    row: dict[str, Any] = {
+        "family": family.name, "float": "", "in FP32": None, "planned INT8": None, "in INT8": None, "told": "",
+    }  # fmt: skip
     torch.manual_seed(0)
     try:
         program = trace(family.build().eval(), family.inputs(2))
         calibration = Calibration([family.inputs(4)], "drawn")
-        row["float"] = _accepted(program, profile)
+        row |= _float(program, profile)
         quantized = _quantized(program, profile, calibration)
         row |= _int8(quantized, profile)
     except PlanishError as failure:
@@ -68,12 +71,18 @@ def _quantized(program: Program, profile: HardwareProfile, calibration: Calibrat
     return program
 
 
-def _accepted(program: Program, profile: HardwareProfile) -> str:
-    """yes, or what the parser or the builder says."""
+def _float(program: Program, profile: HardwareProfile) -> dict[str, Any]:
+    """Accepted: yes, or what the parser or the builder says; how many layers that multiply read FP32."""
+    import onnx_ir as ir
+
     with tempfile.TemporaryDirectory() as scratch:
         BACKEND.lower(program, profile, Path(scratch))
         verdict = rtx.ask(Path(scratch) / FILE, rtx.nearest_architecture(profile))
-    return f"{verdict.refused_node}: {verdict.refusal}"[:120] if verdict.refusal else "yes"
+        products = {str(node.name) for node in ir.load(Path(scratch) / FILE).graph if node.op_type in LAYERS}
+    if verdict.refusal:
+        return {"float": f"{verdict.refused_node}: {verdict.refusal}"[:120]}
+    multiply = [layer for layer in verdict.layers if products & {*layer.nodes} and layer.kind != "kgen"]
+    return {"float": "yes", "in FP32": sum("Float" in layer.dtypes[:2] for layer in multiply)}
 
 
 def _int8(program: Program, profile: HardwareProfile) -> dict[str, Any]:
@@ -148,6 +157,7 @@ def main(
     names: Annotated[list[str] | None, typer.Argument(help="Families; all of the kind if left out.")] = None,
     kind: Annotated[str, typer.Option(help="usual, further or all.")] = "usual",
     target: Annotated[str, typer.Option(help="Whose versions of TensorRT are served.")] = "jetson-orin",
+    versions: Annotated[str, typer.Option(help="Of TensorRT, instead of those of the target.")] = "",
     accuracy: Annotated[bool, typer.Option("--accuracy", help="Score trained models instead.")] = False,
     roofline: Annotated[bool, typer.Option("--roofline", help="Estimate ResNet-50 on each Jetson instead.")] = False,
     json: Annotated[Path | None, typer.Option(help="Write the figures to this file as well.")] = None,
@@ -169,9 +179,12 @@ def main(
         if name not in families:
             raise typer.BadParameter(f"there is no family {name!r}{closest(name, families)}")
     chosen = [families[name] for name in names] if names else [f for f in families.values() if kind in (f.kind, "all")]
-    rows = []
+    profile, rows = find_profile(target), []
+    if versions:
+        runtime = profile.runtime.model_copy(update={"versions": {"tensorrt": versions}})
+        profile = profile.model_copy(update={"runtime": runtime})
     for family in chosen:
-        rows.append(row_of(family, find_profile(target)))
+        rows.append(row_of(family, profile))
         print(*rows[-1].values(), sep=" | ", flush=True)
     show("TensorRT-RTX, nearest architecture (no device test)", rows)
     write_json(json, "tensorrt verdict", rows)

@@ -50,19 +50,26 @@ def description(
 ) -> dict[str, Any]:  # fmt: skip
     """What build.json says: target, device, versions of ``software`` where the profile names some, files with sums."""
     files = [model, *(path.name for path in folder.glob(f"{model}.data")), *(e["file"] for e in (*inputs, *outputs))]
-    versions = profile.runtime.versions
     return {
         "format": 1,
         "planish": planish_version(),
-        "target": profile.name,
-        "title": profile.title,
-        "device": _device(profile),
-        "versions": {name: versions[name] for name in software if name in versions},
+        **wanted(profile, software),
         "model": model,
         **more,
         "inputs": [*inputs],
         "outputs": [*outputs],
         "files": {name: _sha256(folder / name) for name in files},
+    }
+
+
+def wanted(profile: HardwareProfile, software: Iterable[str]) -> dict[str, Any]:
+    """What ``machine.problems`` compares a machine with."""
+    versions = profile.runtime.versions
+    return {
+        "target": profile.name,
+        "title": profile.title,
+        "device": _device(profile),
+        "versions": {name: versions[name] for name in software if name in versions},
     }
 
 

@@ -19,7 +19,7 @@ from planish.compiler.hardware import HardwareProfile
 from planish.compiler.options import fields_of, restored
 from planish.compiler.program import Program, op_name, source_module
 from planish.compiler.progress import Stages
-from planish.compiler.report import Decision, Latency
+from planish.compiler.report import Decision, DeviceReport, Latency
 from planish.compiler.scheme import QuantizationScheme
 from planish.compiler.signature import Signature
 from planish.compiler.training_data import TrainingData
@@ -232,6 +232,8 @@ class Lowered:
     """Why these very files cannot be run here, although the backend can run others."""
     stored: Program | None = None
     """The Program with its weights as the files hold them, where lowering has rounded them on request."""
+    on_device: tuple[DeviceReport, ...] = ()
+    """What this machine found of the files, where it is the device and they are built on it."""
 
 
 class Runner(ABC):

@@ -9,16 +9,13 @@ import onnx_ir as ir
 from torch import Tensor
 
 from planish.backends.to_onnx.providers import providers_of, software_of
+from planish.backends.to_onnx.rounding import least_snr_db
 from planish.backends.to_onnx.sample_files import inputs_for, save_outputs
 from planish.compiler import build_folder
 from planish.compiler.hardware import HardwareProfile
 
 MODEL = "model.onnx"
 SCRIPTS = Path(__file__).with_name("on_device")
-SNR_DB = {"float32": 60.0, "rounded": 30.0, "int8": 15.0}
-"""What outputs must have against ONNX Runtime's here, of the Q/DQ graph in float: assumed. Float kernels of other
-processors add in another order (120 dB and more); providers that round to FP16 have 40 dB, integer kernels 24 dB in a
-deep network (docs/architecture.md); a wrong scale or a lost bias is far below."""
 
 
 def write(folder: Path, profile: HardwareProfile, inputs: Sequence[Tensor] | None) -> tuple[str, ...]:
@@ -29,8 +26,7 @@ def write(folder: Path, profile: HardwareProfile, inputs: Sequence[Tensor] | Non
     model = ir.load(folder / MODEL)
     fed = inputs_for(model, inputs)
     providers = providers_of(profile)
-    integers = any(node.op_type == "DequantizeLinear" for node in model.graph)
-    precision = "int8" if integers else "rounded" if any(each.rounds for each in providers) else "float32"
+    rounds = any(each.rounds for each in providers)
     told = build_folder.description(
         folder, MODEL, profile,
         [
@@ -40,7 +36,7 @@ def write(folder: Path, profile: HardwareProfile, inputs: Sequence[Tensor] | Non
         [*save_outputs(folder, MODEL, fed)],
         software_of(profile),
         providers=[each.told() for each in providers],
-        snr_db_least=SNR_DB[precision],
+        snr_db_least=least_snr_db(folder / MODEL, fed, "float16" if rounds else "float32"),
     )  # fmt: skip
     shared = [build_folder.SCRIPTS / name for name in ("check.py", "machine.py", "samples.py")]
     names = build_folder.copy_scripts(folder, [*shared, *SCRIPTS.glob("*.*")])

@@ -11,9 +11,11 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from planish.backends.to_onnx.rounding import least_snr_db
 from planish.backends.to_onnx.sample_files import inputs_for, save_outputs
 from planish.backends.to_tensorrt.dla import is_dla
 from planish.backends.to_tensorrt.sparsity import has_two_four_weights
+from planish.backends.to_tensorrt.this_machine import SOFTWARE
 from planish.backends.to_tensorrt.versions import oldest_version
 from planish.compiler import build_folder
 from planish.compiler.hardware import HardwareProfile
@@ -22,18 +24,19 @@ MODEL = "model.onnx"
 SCRIPTS = Path(__file__).with_name("on_device")
 MOST_ROWS = 8
 """Of a dynamic axis: what the engine's optimization profile ends at. build.json can be edited."""
-SNR_DB = {"float": 30.0, "int8": 15.0}
-"""What outputs must have against ONNX Runtime's, of the Q/DQ graph in float: assumed. FP16 has 40 dB and more, INT8
-kernels 24 dB in a deep network (docs/architecture.md); a wrong scale or a lost bias is far below."""
 
 
 def write(folder: Path, profile: HardwareProfile, inputs: Sequence[Tensor] | None) -> tuple[str, ...]:
     """Write scripts, samples and build.json beside ``model.onnx``; ``inputs`` are the tensors of one call.
 
-    Returns the names of the files, relative to ``folder``.
+    Latency is asked for one row, where the batch is dynamic. Returns the names of the files, relative to ``folder``.
     """
-    model = ir.load(folder / MODEL)
-    told = _told(folder, model, profile, inputs_for(model, inputs))
+    return write_for(folder, profile, inputs_for(ir.load(folder / MODEL), inputs))
+
+
+def write_for(folder: Path, profile: HardwareProfile, inputs: Sequence[Tensor]) -> tuple[str, ...]:
+    """As ``write``, for just these inputs."""
+    told = _told(folder, ir.load(folder / MODEL), profile, inputs)
     shared = [build_folder.SCRIPTS / name for name in ("machine.py", "samples.py")]
     names = build_folder.copy_scripts(folder, [*shared, *SCRIPTS.glob("*.*")])
     text = (SCRIPTS / "build.sh").read_text().replace("@OPTIONS@", _trtexec_options(told, profile))
@@ -48,7 +51,7 @@ def _told(folder: Path, model: ir.Model, profile: HardwareProfile, inputs: Seque
         folder, MODEL, profile,
         [*_inputs(folder, model, inputs, oldest_version(profile) < (9, 0))],
         [*save_outputs(folder, MODEL, inputs)],
-        ("tensorrt", "jetpack"),
+        SOFTWARE,
         precision={
             "fp16": "fp16" in profile.support.dtypes,
             "int8": integers,
@@ -56,7 +59,7 @@ def _told(folder: Path, model: ir.Model, profile: HardwareProfile, inputs: Seque
             "sparse": "2:4" in profile.support.sparsity and has_two_four_weights(model),
         },
         free_mb_least=round(1024 + 4 * sum(path.stat().st_size for path in folder.glob(f"{MODEL}*")) / 2**20),
-        snr_db_least=SNR_DB["int8" if integers else "float"],
+        snr_db_least=least_snr_db(folder / MODEL, inputs, "float16"),
     )  # fmt: skip
 
 

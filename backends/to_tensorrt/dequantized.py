@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from planish.backends.to_tensorrt.no_ops import does_nothing
+
 COMMUTING = frozenset(
     {
         "Cast", "Concat", "DepthToSpace", "Dropout", "Expand", "Flatten", "Gather", "GlobalMaxPool", "Identity",
@@ -130,7 +132,7 @@ _WITH_ONE_SCALE = frozenset({"Expand", "Gather", "Neg", "Slice", "Tile"})
 
 def _right_behind_integers(node: ir.Node) -> bool:
     maker = node.inputs[0].producer() if node.inputs[0] is not None else None
-    while maker is not None and maker.op_type in ("Identity", "Cast", "Dropout") and maker.inputs[0] is not None:
+    while maker is not None and does_nothing(maker) and maker.inputs[0] is not None:
         maker = maker.inputs[0].producer()
     return maker is not None and maker.op_type == "DequantizeLinear"
 
@@ -143,7 +145,7 @@ def _quantized_again(node: ir.Node, one_scale_alone: bool = False) -> bool:
             if not one_scale_alone or (scale is not None and not scales_per_axis(scale)):
                 return True
         elif reader.op_type in COMMUTING - _MAXIMA and _quantized_again(
-            reader, one_scale_alone or reader.op_type in _WITH_ONE_SCALE
+            reader, one_scale_alone or (reader.op_type in _WITH_ONE_SCALE and not does_nothing(reader))
         ):
             return True
     return False

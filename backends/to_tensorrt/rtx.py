@@ -50,8 +50,10 @@ class Verdict:
     def label(self) -> str:
         return f"TensorRT-RTX {self.version}, nearest architecture {self.architecture}"
 
-    def runs_in_integers(self, node: str) -> bool:
-        return any(layer.multiplies_integers and node in layer.nodes for layer in self.layers)
+    @property
+    def in_integers(self) -> frozenset[str]:
+        """Names of the ONNX nodes that run in INT8."""
+        return frozenset(name for layer in self.layers if layer.multiplies_integers for name in layer.nodes)
 
 
 def is_installed() -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 from onnx_ir.convenience import get_const_tensor, replace_nodes_and_values
+from onnx_ir.passes.common import ShapeInferencePass
 
 from planish.backends.to_tensorrt.edits import drop_unused, like, new_initializer
 from planish.backends.to_tensorrt.integers import fused_projections
@@ -33,6 +34,7 @@ def suit(model: ir.Model, version: Version) -> ir.Model:
     2. Layer normalization in single steps before 8.6.
     3. Weights before 10 are floats that the builder quantizes: INT8 constants are rejected.
     4. The IR version is the one that came with the opset.
+    5. The shapes that follow from those of the inputs are in it: rules look at them.
     """
     for node in [*fused_projections(model.graph)]:
         in_three(model.graph, node)
@@ -43,6 +45,7 @@ def suit(model: ir.Model, version: Version) -> ir.Model:
             _with_float_weights(model.graph, node)
     opset = model.graph.opset_imports[""]
     model.ir_version = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)])
+    ShapeInferencePass(check_type=False, strict_mode=False)(model)
     return model
 
 

@@ -12,7 +12,6 @@ Needs what JetPack brings and nothing else: Python 3.8, TensorRT's own Python mo
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,40 +25,20 @@ HERE = Path(__file__).resolve().parent
 
 
 def main(arguments: Sequence[str]) -> int:
-    options = _options(arguments)
-    try:
-        told = json.loads((HERE / "build.json").read_text())
-        facts = _check(told, options)
+    parser = samples.options(__doc__)
+    parser.add_argument("--from-trtexec", action="store_true", help="verify and report what build.sh has left")
+    parser.add_argument("--caches", type=Path, default=HERE, help="where the timing cache lies (here)")
+    parser.add_argument("--workspace-mb", type=int, default=0, help="memory that the builder may try kernels with")
+    options = parser.parse_args(arguments)
+
+    def work(told: dict[str, Any]) -> None:
+        facts = machine.facts()
+        machine.check(told, facts, (), options.other_device)
         if not options.check:
             report = _from_trtexec(told, facts) if options.from_trtexec else _build(told, facts, options)
             samples.write_report(told, HERE, report)
-    except Stop as problem:
-        print(f"\nStopped: {problem}", file=sys.stderr)
-        return 1
-    except OSError as problem:
-        print(f"\nStopped: Make room or give rights: {problem}.", file=sys.stderr)
-        return 1
-    return 0
 
-
-def _options(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0] if __doc__ else None, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--check", action="store_true", help="check the device, build nothing")
-    parser.add_argument("--other-device", action="store_true", help="go on where device or version are others")
-    parser.add_argument("--from-trtexec", action="store_true", help="verify and report what build.sh has left")
-    parser.add_argument("--seconds", type=float, default=10.0, help="how long to measure (10)")
-    parser.add_argument("--workspace-mb", type=int, default=0, help="memory that the builder may try kernels with")
-    return parser.parse_args(arguments)
-
-
-def _check(told: dict[str, Any], options: argparse.Namespace) -> dict[str, str]:
-    """Everything that can be wrong before the build, told at once."""
-    samples.check_files(told, HERE)
-    facts = machine.facts()
-    machine.check(told, facts, (), options.other_device)
-    return facts
+    return samples.ended(work, HERE)
 
 
 def _build(told: dict[str, Any], facts: dict[str, str], options: argparse.Namespace) -> dict[str, Any]:
@@ -70,10 +49,11 @@ def _build(told: dict[str, Any], facts: dict[str, str], options: argparse.Namesp
             f"TensorRT's Python module is not to be had ({failure}): apt install python3-libnvinfer, or run build.sh."
         ) from None
 
-    built = engine.Engine.build(told, HERE, facts, options.workspace_mb)
+    cache = options.caches / engine.cache_name(facts)
+    built = engine.Engine.build(told, HERE / told["model"], HERE / engine.ENGINE, cache, options.workspace_mb)
     print(f"Built {built.file.name} ({built.file.stat().st_size / 1e6:.1f} MB) in {built.seconds:.0f} s.")
     outputs = samples.compare(told, HERE, built.run(samples.inputs(told, HERE)))
-    times = built.measure(samples.inputs(told, HERE), options.seconds)
+    times = samples.measure(built.timed(samples.inputs(told, HERE)), options.seconds)
     return {**samples.report(told, facts, outputs, times), **built.told()}
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
+import sys
+from pathlib import Path
 
 from machine import Stop
 
@@ -31,6 +33,9 @@ class Cuda:
         pointer = ctypes.c_void_p()
         self._call("cudaMalloc", ctypes.byref(pointer), ctypes.c_size_t(max(size, 1)))
         return pointer.value or 0
+
+    def free(self, pointer: int) -> None:
+        self._call("cudaFree", ctypes.c_void_p(pointer))
 
     def to_device(self, pointer: int, data: bytes) -> None:
         self._call("cudaMemcpy", ctypes.c_void_p(pointer), data, ctypes.c_size_t(len(data)), _TO_DEVICE)
@@ -68,7 +73,8 @@ class Cuda:
 
 
 def _load() -> ctypes.CDLL:
-    found: list[str | None] = [*_PLACES, ctypes.util.find_library("cudart")]
+    beside = [str(file) for folder in sys.path for file in Path(folder).glob("nvidia/*/lib/libcudart.so.*")]  # by pip
+    found: list[str | None] = [*_PLACES, ctypes.util.find_library("cudart"), *beside]
     for name in found:
         try:
             if name:

@@ -11,13 +11,14 @@ import math
 import re
 import struct
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import tensorrt as trt
 from cuda import Cuda
 from machine import Stop
-from samples import FORMATS, converted, measure, unpack
+from samples import FORMATS, converted, unpack
 
 ENGINE = "model.engine"
 MAJOR = int(trt.__version__.split(".")[0])
@@ -26,8 +27,8 @@ MAJOR = int(trt.__version__.split(".")[0])
 class Engine:
     """The engine in ``file``, ready to run."""
 
-    def __init__(self, told: dict[str, Any], file: Path, seconds: float) -> None:
-        self._dtypes = {each["name"]: each["dtype"] for each in (*told["inputs"], *told["outputs"])}
+    def __init__(self, told: dict[str, Any], file: Path, seconds: float = 0.0) -> None:
+        self._dtypes = {each["name"]: each["dtype"] for each in told["inputs"]}
         self._shapes = {each["name"]: tuple(each["shape"]) for each in told["inputs"]}
         self.file, self.seconds = file, seconds
         self._runtime = trt.Runtime(_LOGGER)
@@ -41,46 +42,56 @@ class Engine:
         if self._context is None:
             raise Stop(f"there is too little memory to run the engine: close other programs. {_LOGGER.last}")
         self._cuda = Cuda()
-        self._buffers: dict[str, int] = {}
+        self._buffers: dict[str, tuple[int, int]] = {}
+        """Name -> address and size."""
 
     @classmethod
-    def build(cls, told: dict[str, Any], folder: Path, facts: dict[str, str], workspace_mb: int) -> Engine:
-        """Write ``model.engine``. Raises Stop with what TensorRT said."""
+    def build(cls, told: dict[str, Any], model: Path, file: Path, cache: Path, workspace_mb: int = 0) -> Engine:
+        """Write the engine of the ONNX ``model`` to ``file``, and what was timed for it to ``cache``.
+
+        Raises Stop with what TensorRT said.
+        """
         begun = time.monotonic()
         builder = trt.Builder(_LOGGER)
         network = builder.create_network(_network_flags())
         parser = trt.OnnxParser(network, _LOGGER)
-        if not parser.parse_from_file(str(folder / "model.onnx")):
+        if not parser.parse_from_file(str(model)):
             said = "; ".join(parser.get_error(index).desc() for index in range(parser.num_errors))
-            raise Stop(f"TensorRT {trt.__version__} rejects model.onnx: {said}. Compile it for this version.")
+            raise Stop(f"TensorRT {trt.__version__} rejects {model.name}: {said}. Compile it for this version.")
         config = _config(builder, told, workspace_mb)
-        cache_file = folder / f"timing-{_plain(facts.get('device', 'gpu'))}-{trt.__version__}.cache"
-        _use_cache(config, cache_file)
+        _use_cache(config, cache)
         plan = builder.build_serialized_network(network, config)
         if plan is None:
             raise Stop(
                 f"TensorRT could not build the engine: {_LOGGER.last or 'it gives no reason'}. Where memory ran out: "
                 "close other programs, add swap, or give --workspace-mb 256."
             )
-        _write(folder / ENGINE, bytes(plan))
-        _write(cache_file, bytes(config.get_timing_cache().serialize()))
-        return cls(told, folder / ENGINE, time.monotonic() - begun)
+        _write(file, bytes(plan))
+        _write(cache, bytes(config.get_timing_cache().serialize()))
+        return cls(told, file, time.monotonic() - begun)
 
     def run(self, inputs: dict[str, bytes]) -> dict[str, list[float]]:
-        """The outputs for raw inputs, by name."""
-        self._load(inputs)
+        """The outputs for raw inputs of the shapes that build.json names."""
+        found = self.outputs(inputs, self._shapes)
+        return {name: unpack(data, dtype) for name, (data, dtype, _) in found.items()}
+
+    def outputs(
+        self, inputs: dict[str, bytes], shapes: dict[str, tuple[int, ...]]
+    ) -> dict[str, tuple[bytes, str, tuple[int, ...]]]:
+        """Raw values, dtype and shape of each output, for raw inputs of these shapes."""
+        self._load(inputs, shapes)
         self._enqueue()
         self._cuda.wait()
         results = {}
         for name in self._names(trt.TensorIOMode.OUTPUT):
-            dtype = _dtype(self._engine.get_tensor_dtype(name))
-            size = math.prod(self._context.get_tensor_shape(name)) * _bytes(dtype)
-            results[name] = unpack(self._cuda.to_host(self._buffers[name], size), dtype)
+            dtype, shape = _dtype(self._engine.get_tensor_dtype(name)), tuple(self._context.get_tensor_shape(name))
+            data = self._cuda.to_host(self._buffers[name][0], math.prod(shape) * _bytes(dtype))
+            results[name] = data, dtype, shape
         return results
 
-    def measure(self, inputs: dict[str, bytes], seconds: float) -> list[float]:
-        """Milliseconds of each run on the GPU, without the copies of inputs and outputs."""
-        self._load(inputs)
+    def timed(self, inputs: dict[str, bytes]) -> Callable[[], float]:
+        """What runs the engine once: milliseconds on the GPU, without the copies of inputs and outputs."""
+        self._load(inputs, self._shapes)
         start, end = self._cuda.event(), self._cuda.event()
 
         def one_call() -> float:
@@ -89,7 +100,7 @@ class Engine:
             self._cuda.record(end)
             return self._cuda.elapsed_ms(start, end)
 
-        return measure(one_call, seconds)
+        return one_call
 
     def told(self) -> dict[str, Any]:
         inspector = self._engine.create_engine_inspector()
@@ -105,25 +116,29 @@ class Engine:
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
         return [name for name in names if self._engine.get_tensor_mode(name) == mode]
 
-    def _load(self, inputs: dict[str, bytes]) -> None:
+    def _load(self, inputs: dict[str, bytes], shapes: dict[str, tuple[int, ...]]) -> None:
         """Inputs into the GPU's memory, and room for the outputs."""
         for name in self._names(trt.TensorIOMode.INPUT):
             if name not in inputs:
                 raise Stop(f"the engine wants an input {name}: was it built from another model?")
             dtype = _dtype(self._engine.get_tensor_dtype(name))
             data = converted(inputs[name], self._dtypes[name], dtype)
-            if not self._context.set_input_shape(name, self._shapes[name]):
-                raise Stop(f"the engine takes no input {name} of shape {self._shapes[name]}: see build.json.")
+            if not self._context.set_input_shape(name, shapes[name]):
+                raise Stop(f"the engine takes no input {name} of shape {shapes[name]}: see build.json.")
             self._room(name, len(data))
-            self._cuda.to_device(self._buffers[name], data)
+            self._cuda.to_device(self._buffers[name][0], data)
         for name in self._names(trt.TensorIOMode.OUTPUT):
             dtype = _dtype(self._engine.get_tensor_dtype(name))
             self._room(name, math.prod(self._context.get_tensor_shape(name)) * _bytes(dtype))
 
     def _room(self, name: str, size: int) -> None:
-        if name not in self._buffers:
-            self._buffers[name] = self._cuda.allocate(size)
-            self._context.set_tensor_address(name, self._buffers[name])
+        address, had = self._buffers.get(name, (0, -1))
+        if had >= size:
+            return
+        if address:
+            self._cuda.free(address)
+        self._buffers[name] = self._cuda.allocate(size), size
+        self._context.set_tensor_address(name, self._buffers[name][0])
 
     def _enqueue(self) -> None:
         if not self._context.execute_async_v3(self._cuda.stream.value):
@@ -171,6 +186,11 @@ def _use_cache(config: Any, file: Path) -> None:
         config.set_timing_cache(config.create_timing_cache(b""), False)
 
 
+def cache_name(facts: dict[str, str]) -> str:
+    """Of the timing cache for this GPU and this version."""
+    return f"timing-{_plain(facts.get('device', 'gpu'))}-{trt.__version__}.cache"
+
+
 def _write(path: Path, data: bytes) -> None:
     beside = path.with_name(path.name + ".part")
     beside.write_bytes(data)
@@ -196,9 +216,13 @@ def _bytes(dtype: str) -> int:
 
 
 def _layer(told: dict[str, Any]) -> dict[str, str]:
-    """Name and types of one layer of the inspector's list."""
+    """Name, types of the inputs and nodes of the ONNX file, of one layer of the inspector's list."""
     kinds = [each.get("Format/Datatype") or each.get("Datatype", "") for each in told.get("Inputs", [])]
-    return {"name": str(told.get("Name", "")), "inputs": ", ".join(str(kind) for kind in kinds)}
+    name = str(told.get("Name", ""))
+    nodes = re.findall(r"ONNX Layer: ([^\]]+)\]", str(told.get("Metadata", ""))) or name.split(
+        " + "
+    )  # 8.5 has names alone
+    return {"name": name, "inputs": ", ".join(str(kind) for kind in kinds), "nodes": ", ".join(nodes)}
 
 
 class _Logger(trt.ILogger):  # type: ignore[misc]

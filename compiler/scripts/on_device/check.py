@@ -11,7 +11,6 @@ Needs numpy and the runtime that build.json names (README.md says how to install
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -26,30 +25,17 @@ HERE = Path(__file__).resolve().parent
 
 
 def main(arguments: Sequence[str]) -> int:
-    options = _options(arguments)
-    try:
-        told = json.loads((HERE / "build.json").read_text())
-        samples.check_files(told, HERE)
+    parser = samples.options(__doc__)
+    parser.add_argument("--threads", type=int, default=1, help="of the CPU (1)")
+    options = parser.parse_args(arguments)
+
+    def work(told: dict[str, Any]) -> None:
         runtime = _runtime(told)
         facts = _check(told, runtime, options)
         if not options.check:
             samples.write_report(told, HERE, _measured(told, runtime, facts, options))
-    except Stop as problem:
-        print(f"\nStopped: {problem}", file=sys.stderr)
-        return 1
-    except OSError as problem:
-        print(f"\nStopped: Make room or give rights: {problem}.", file=sys.stderr)
-        return 1
-    return 0
 
-
-def _options(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="check the device, run nothing")
-    parser.add_argument("--other-device", action="store_true", help="go on where device or version are others")
-    parser.add_argument("--threads", type=int, default=1, help="of the CPU (1)")
-    parser.add_argument("--seconds", type=float, default=10.0, help="how long to measure (10)")
-    return parser.parse_args(arguments)
+    return samples.ended(work, HERE)
 
 
 def _runtime(told: dict[str, Any]) -> Any:

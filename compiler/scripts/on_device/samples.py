@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import math
 import struct
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -132,6 +134,33 @@ def _sha256(path: Path) -> str:
         for block in iter(lambda: file.read(1 << 20), b""):
             digest.update(block)
     return digest.hexdigest()
+
+
+# ---------------------------------------------------------------------- what all scripts do
+
+
+def options(doc: str | None) -> argparse.ArgumentParser:
+    """The options that all scripts have."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="check the device, run nothing")
+    parser.add_argument("--other-device", action="store_true", help="go on where device or version are others")
+    parser.add_argument("--seconds", type=float, default=10.0, help="how long to measure (10)")
+    return parser
+
+
+def ended(work: Callable[[dict[str, Any]], None], folder: Path) -> int:
+    """The exit status of ``work`` on what build.json tells, its files checked; what stops it is told in a sentence."""
+    try:
+        told = json.loads((folder / "build.json").read_text())
+        check_files(told, folder)
+        work(told)
+    except Stop as problem:
+        print(f"\nStopped: {problem}", file=sys.stderr)
+        return 1
+    except OSError as problem:
+        print(f"\nStopped: Make room or give rights: {problem}.", file=sys.stderr)
+        return 1
+    return 0
 
 
 # ---------------------------------------------------------------------- device_report.json

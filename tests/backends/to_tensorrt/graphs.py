@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
+from onnx_ir.passes.common import ShapeInferencePass
 
 
 class Graph:
@@ -77,7 +78,10 @@ class Graph:
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=9)
 
     def model(self, *outputs: str) -> ir.Model:
-        return ir.from_proto(self.proto(*outputs))
+        """With the shapes that ONNX infers, as files are read."""
+        model = ir.from_proto(self.proto(*outputs))
+        ShapeInferencePass(check_type=False, strict_mode=False)(model)
+        return model
 
 
 Case = Callable[[Graph], str]

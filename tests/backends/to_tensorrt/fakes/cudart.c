@@ -11,6 +11,7 @@ static double now(void) {
 static const char *mishap(void) { const char *told = getenv("FAKE_CUDA"); return told ? told : ""; }
 
 int cudaMalloc(void **p, size_t n) { *p = malloc(n); return strcmp(mishap(), "memory") ? 0 : 2; }
+int cudaFree(void *p) { free(p); return 0; }
 int cudaMemcpy(void *to, const void *from, size_t n, int kind) { memcpy(to, from, n); return 0; }
 int cudaStreamCreate(void **s) { *s = malloc(1); return strcmp(mishap(), "driver") ? 0 : 35; }
 int cudaStreamSynchronize(void *s) { return 0; }

@@ -1,7 +1,8 @@
 """Stands in for TensorRT's Python module: its names are those of the version in FAKE_TENSORRT, and no others.
 
 An "engine" is the ONNX file, computed by ONNX Runtime; what the real one refuses, this refuses as well.
-FAKE_MISHAP lets it fail: ``parse``, ``memory``, ``elsewhere``, ``context``, ``run``, ``wrong outputs``, ``cache``.
+FAKE_MISHAP lets it fail: ``parse``, ``memory``, ``elsewhere``, ``context``, ``run``, ``wrong outputs``, ``cache``,
+``float layers`` (its inspector lists no INT8). FAKE_SLOW: ``int8`` or ``float`` engines take 4 ms longer.
 """
 
 from __future__ import annotations
@@ -10,16 +11,19 @@ import ctypes
 import enum
 import json
 import os
+import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
-import onnxruntime
+
+if TYPE_CHECKING:
+    import onnx
 
 __version__ = os.environ["FAKE_TENSORRT"]
 MAJOR = int(__version__.split(".")[0])
 MISHAP = os.environ.get("FAKE_MISHAP", "")
+SLOW = os.environ.get("FAKE_SLOW", "")
 _KNOWN = json.loads((Path(__file__).parents[3] / "api.json").read_text())
 _API: dict[str, list[str]] = _KNOWN[os.environ.get("FAKE_API", __version__)]
 
@@ -97,6 +101,8 @@ class OnnxParser:
         self._network, self._errors = network, []  # type: ignore[var-annotated]
 
     def parse_from_file(self, path: str) -> bool:
+        import onnx  # not at the top: most processes ask for the version alone
+
         model = onnx.load(path)
         if MAJOR < 10 and not self._network._flags & 1:
             self._errors.append("The network must be created with the kEXPLICIT_BATCH flag")
@@ -216,14 +222,38 @@ class Runtime:
 
 
 class EngineInspector:
+    """Lists the layers that multiply: in INT8 where both operands are dequantized right in front of them."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self._model = model
+
     def get_engine_information(self, format: LayerInformationFormat) -> str:
-        layer = {"Name": "conv", "Inputs": [{"Format/Datatype": "Thirty-two wide channel vectorized row major Int8"}]}
-        return json.dumps({"Layers": [layer]})
+        return json.dumps({"Layers": [self._layer(node) for node in self._model.graph.node if node.op_type in _LAYERS]})
+
+    def _layer(self, node: onnx.NodeProto) -> dict[str, Any]:
+        makers = {output: node.op_type for node in self._model.graph.node for output in node.output}
+        integers = all(makers.get(name) == "DequantizeLinear" for name in node.input[:2]) and MISHAP != "float layers"
+        kind = "Thirty-two wide channel vectorized row major Int8" if integers else "Row major linear FP32"
+        if MAJOR < 10:
+            return {"Name": f"{node.name} + relu", "Inputs": [{"Format/Datatype": kind}]}
+        return {
+            "Name": f"fused {node.name}", "Metadata": f"[ONNX Layer: {node.name}]\x1e[ONNX Layer: relu]",
+            "Inputs": [{"Format/Datatype": kind}],
+        }  # fmt: skip
+
+
+_LAYERS = ("Conv", "Gemm", "MatMul")
 
 
 class ICudaEngine:
     def __init__(self, head: dict[str, Any], model: bytes) -> None:
         self._shapes = head["shapes"]
+        import onnx
+        import onnxruntime
+
+        self._model = onnx.load_from_string(model)
+        quantized = any(node.op_type == "QuantizeLinear" for node in self._model.graph.node)
+        self._slow = ("int8" if quantized else "float") == SLOW
         options = onnxruntime.SessionOptions()
         options.add_session_config_entry("session.disable_quant_qdq", "1")
         self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
@@ -249,7 +279,7 @@ class ICudaEngine:
         return None if MISHAP == "context" else IExecutionContext(self)
 
     def create_engine_inspector(self) -> EngineInspector:
-        return EngineInspector()
+        return EngineInspector(self._model)
 
 
 class IExecutionContext:
@@ -280,6 +310,8 @@ class IExecutionContext:
     def execute_async_v3(self, stream_handle: int) -> bool:
         if MISHAP == "run":
             return False
+        if self._engine._slow:
+            time.sleep(0.004)
         feed = {}
         for name, shape in self._set.items():
             dtype = np.dtype(self._engine.get_tensor_dtype(name).value)
