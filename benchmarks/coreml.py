@@ -28,9 +28,12 @@ import planish
 from benchmarks.models import WORKLOADS, seeded_model
 from benchmarks.tables import show, write_json
 from planish.backends.to_coreml.backend import FILE, CoreMLBackend
+from planish.backends.to_coreml.compress import FORMS, JOINT_SINCE, SPARSE_SINCE
 from planish.backends.to_coreml.convert import quiet
 from planish.backends.to_coreml.evaluator import Evaluator
 from planish.backends.to_coreml.runner import PackageRunner
+from planish.backends.to_coreml.scheme import ACTIVATIONS_SINCE
+from planish.backends.to_coreml.targets import OLDEST
 from planish.compiler.errors import VerificationError
 
 TARGET = "iphone-15"
@@ -137,22 +140,23 @@ def sizes(json: Json = None) -> None:
         if isinstance(layer, nn.Conv2d | nn.Linear) and layer.weight[0].numel() % 4 == 0:
             pairs = layer.weight.data.reshape(-1, 4)
             pairs.scatter_(1, pairs.abs().argsort(1)[:, :2], 0.0)
-    int8 = [planish.QuantizeInt8()]
-    runs: dict[str, tuple[nn.Module, dict[str, Any]]] = {
-        "float32": (model, {"backend": CoreMLBackend("float32")}),
-        "float16": (model, {}),
-        "int8": (model, {"passes": int8}),
-        "weights int8": (model, {"backend": CoreMLBackend(weights="int8")}),
-        "weights int4": (model, {"backend": CoreMLBackend(weights="int4")}),
-        "weights palette-4": (model, {"backend": CoreMLBackend(weights="palette-4")}),
-        "2:4 zeros": (half_zero, {}),
-        "2:4 zeros + int8": (half_zero, {"passes": int8}),
-    }
+    int8: dict[str, Any] = {"passes": [planish.QuantizeInt8()]}
+    runs: list[tuple[str, int, nn.Module, dict[str, Any]]] = [
+        ("float32", OLDEST, model, {"backend": CoreMLBackend("float32")}),
+        ("float16", OLDEST, model, {}),
+        ("INT8, activations too", ACTIVATIONS_SINCE, model, int8),
+        ("INT8 weights (the pass)", ACTIVATIONS_SINCE, model, {"passes": [planish.QuantizeWeights()]}),
+        *((f"weights={form!r}", FORMS[form].since, model, {"backend": CoreMLBackend(weights=form)}) for form in FORMS),
+        ("2:4 zeros", SPARSE_SINCE, half_zero, {}),
+        ("2:4 zeros, INT8", JOINT_SINCE, half_zero, int8),
+    ]
     rows = []
-    for name, (network, options) in runs.items():
+    for name, since, network, options in runs:
         result = planish.compile(network, TARGET, x, **options)
+        package = result.artifact.folder / FILE
+        size = sum(file.stat().st_size for file in package.rglob("*") if file.is_file()) / 1e6
         found = [error.snr_db for error in result.report.errors]
-        rows.append({"form": name, "MB": result.artifact.size_bytes / 1e6, "SNR against its Program, dB": found[0]})
+        rows.append({"form": name, "iOS": since, "macOS": since - 3, "MB": size, "dB against its Program": found[0]})
     show(f"{SIZED}: the package", rows)
     write_json(json, "coreml sizes", rows)
 

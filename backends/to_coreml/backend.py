@@ -90,7 +90,7 @@ class CoreMLBackend(Backend):
         _require()
         from planish.backends.to_coreml import build_folder
 
-        return build_folder.write(folder, inputs)
+        return build_folder.write(folder, profile, inputs)
 
 
 def _require() -> None:

@@ -24,7 +24,8 @@ from planish.backends.to_coreml.decompositions import DECOMPOSITIONS
 from planish.backends.to_coreml.flat import BORDER, Flat, flat
 from planish.backends.to_coreml.float16 import with_own_cast
 from planish.backends.to_coreml.interface import Image
-from planish.backends.to_coreml.rewrites import MAX_RANK, rewrite
+from planish.backends.to_coreml.ranks import MAX_RANK
+from planish.backends.to_coreml.rewrites import rewrite
 from planish.backends.to_coreml.scheme import RANGES
 from planish.compiler.errors import LoweringError
 from planish.compiler.program import Program, op_name, source_module

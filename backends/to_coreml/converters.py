@@ -10,7 +10,7 @@ Rules, each with what it mends:
    of the batch over a constant makes a package that contradicts itself. Reported nowhere that we found.
 4. ``reciprocal`` is a division: MIL's ``inverse`` adds an epsilon of 1e-4 to what it divides by.
    https://github.com/apple/coremltools/pull/2773
-5. ``lstm`` and ``gru`` become MIL's own layers; coremltools knows those of torch.jit only.
+5. ``lstm`` becomes MIL's own layer, ``gru`` its steps; coremltools knows those of torch.jit only.
    https://github.com/apple/coremltools/issues/1124
 6. Divisions of whole numbers that are rounded stay whole: coremltools casts to float32, or float16 where that is the
    precision, and numbers beyond 2048 come out wrong. Reported nowhere that we found.

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+
+from planish.backends.to_coreml.recurrent_converters import RECURRENT
 
 
 def gelu(context: Any, node: Any) -> None:
@@ -128,123 +129,11 @@ def scalar_tensor(context: Any, node: Any) -> None:
     context.add(mb.cast(x=x, dtype=kind, name=node.name))
 
 
-def lstm(context: Any, node: Any) -> None:
-    """lstm.input(x, (h, c), weights, has_biases, layers, dropout, train, bidirectional, batch_first)"""
-    from coremltools.converters.mil.mil import Builder as mb
-
-    x, states, layers = _recurrent(context, node)
-    hidden, cells = [], []
-    for number, directions in enumerate(layers):
-        h, c = (_of_layer(state, number, len(directions)) for state in states)
-        options = {}
-        for suffix, (w_ih, w_hh, b_ih, b_hh) in zip(("", "_back"), directions, strict=False):
-            options[f"weight_ih{suffix}"] = _reordered(w_ih, (0, 1, 3, 2))  # i f g o -> i f o g
-            options[f"weight_hh{suffix}"] = _reordered(w_hh, (0, 1, 3, 2))
-            options[f"bias{suffix}"] = _reordered(b_ih + b_hh, (0, 1, 3, 2))
-        direction = "bidirectional" if len(directions) == 2 else "forward"
-        x, h_last, c_last = mb.lstm(x=x, initial_h=h, initial_c=c, direction=direction, output_sequence=True, **options)
-        hidden.append(_by_direction(h_last, len(directions)))
-        cells.append(_by_direction(c_last, len(directions)))
-    _give(context, node, x, hidden, cells)
-
-
-def gru(context: Any, node: Any) -> None:
-    """gru.input(x, h, weights, has_biases, layers, dropout, train, bidirectional, batch_first)"""
-    from coremltools.converters.mil.mil import Builder as mb
-
-    x, (state,), layers = _recurrent(context, node)
-    hidden = []
-    for number, directions in enumerate(layers):
-        start = _of_layer(state, number, len(directions))
-        parts, ends = [], []
-        size = directions[0][1].shape[1]
-        for side, (w_ih, w_hh, b_ih, b_hh) in enumerate(directions):
-            order = (0, 2, 1)  # r z n -> r n z
-            h = mb.slice_by_index(
-                x=start, begin=[0, side * size], end=[0, (side + 1) * size], begin_mask=[True, False],
-                end_mask=[True, False],
-            )  # fmt: skip
-            part, end = mb.gru(
-                x=x, initial_h=h, weight_ih=_reordered(w_ih, order), weight_hh=_reordered(w_hh, order),
-                input_bias=_reordered(b_ih, order), bias=_reordered(b_hh, order),
-                direction="reverse" if side else "forward", output_sequence=True, reset_after=True,
-            )  # fmt: skip
-            parts.append(part)
-            ends.append(end)
-        x = mb.concat(values=parts, axis=2) if len(parts) == 2 else parts[0]
-        hidden.append(mb.stack(values=ends, axis=0))
-    _give(context, node, x, hidden)
-
-
-Weights = tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]
-
-
-def _recurrent(context: Any, node: Any) -> tuple[Any, list[Any], list[list[Weights]]]:
-    """The sequence [steps, batch, inputs], the initial states, and for each layer and direction its weights."""
-    from coremltools.converters.mil.frontend.torch.ops import _get_inputs
-    from coremltools.converters.mil.mil import Builder as mb
-
-    x, states, weights, biased, count, _, _, both, first = _get_inputs(context, node, expected=9)
-    states = [*states] if isinstance(states, (list, tuple)) else [states]
-    if bool(first.val):
-        x = mb.transpose(x=x, perm=[1, 0, 2])
-    sides = 2 if bool(both.val) else 1
-    each = 4 if bool(biased.val) else 2
-    values = [weight.val for weight in weights]
-    if any(value is None for value in values):
-        raise ValueError("weights that are computed")
-    if len(values) != each * sides * int(count.val):
-        raise ValueError("projected states")
-    groups = [values[at : at + each] for at in range(0, len(values), each)]
-    filled = [_with_biases(group) for group in groups]
-    return x, states, [filled[at : at + sides] for at in range(0, len(filled), sides)]
-
-
-def _with_biases(group: list[NDArray[Any]]) -> Weights:
-    zero = np.zeros(group[0].shape[0], group[0].dtype)
-    w_ih, w_hh, b_ih, b_hh = group if len(group) == 4 else (*group, zero, zero)
-    return w_ih, w_hh, b_ih, b_hh
-
-
-def _reordered(gates: NDArray[Any], order: tuple[int, ...]) -> NDArray[Any]:
-    parts = np.split(gates, len(order))
-    return np.concatenate([parts[place] for place in order])
-
-
-def _of_layer(state: Any, number: int, sides: int) -> Any:
-    """[layers * sides, batch, hidden] -> [batch, sides * hidden] of one layer."""
-    from coremltools.converters.mil.mil import Builder as mb
-
-    rows = [mb.gather(x=state, indices=np.int32(number * sides + side), axis=0) for side in range(sides)]
-    return rows[0] if sides == 1 else mb.concat(values=rows, axis=1)
-
-
-def _by_direction(last: Any, sides: int) -> Any:
-    """[batch, sides * hidden] -> [sides, batch, hidden]"""
-    from coremltools.converters.mil.mil import Builder as mb
-
-    return (
-        mb.stack(values=mb.split(x=last, num_splits=2, axis=1), axis=0)
-        if sides == 2
-        else mb.expand_dims(x=last, axes=[0])
-    )
-
-
-def _give(context: Any, node: Any, sequence: Any, *states: list[Any]) -> None:
-    from coremltools.converters.mil.frontend.torch.ops import _get_inputs
-    from coremltools.converters.mil.mil import Builder as mb
-
-    if bool(_get_inputs(context, node)[-1].val):
-        sequence = mb.transpose(x=sequence, perm=[1, 0, 2])
-    ends = [layers[0] if len(layers) == 1 else mb.concat(values=layers, axis=0) for layers in states]
-    context.add((sequence, *ends), node.name)
-
-
 CONVERTERS: dict[str, Callable[[Any, Any], None]] = {
     "alias": clone, "clone": clone, "gelu": gelu, "reciprocal": reciprocal, "where": where, "where.self": where,
     "where.scalarself": where, "where.scalarother": where, "prod": prod, "prod.dim_int": prod,
     "scalar_tensor": scalar_tensor,
     "div": div, "div.scalar_mode": div, "floor_divide": div,
     "upsample_bilinear2d": upsample_bilinear, "upsample_bilinear2d.vec": upsample_bilinear,
-    "lstm.input": lstm, "gru.input": gru,
+    **RECURRENT,
 }  # fmt: skip

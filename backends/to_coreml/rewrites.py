@@ -12,13 +12,14 @@ Rules:
 4. Bags of embeddings of one size are an embedding and a reduction.
 5. ``__and__`` and its like are bitwise operators under another name, which coremltools does not know.
 6. Pools without a stride get that of their kernel: some converters demand it.
-7. Windows are cut with at most five dimensions: Core ML has tensors of no more.
-   https://github.com/apple/coremltools/blob/main/coremltools/converters/mil/mil/program.py
-   Where two unfolds cut them, the rows of windows are one dimension with the channels.
-8. Flattening is a reshape, pooling to one place a mean, ``to`` a cast or nothing, ``new_ones`` the same as ``full``:
+7. Flattening is a reshape, pooling to one place a mean, ``to`` a cast or nothing, ``new_ones`` the same as ``full``:
    what has a converter needs no second trace.
-9. ``arange`` in real numbers counts in whole ones, then casts: coremltools drops its dtype. Reported nowhere that
+8. ``arange`` in real numbers counts in whole ones, then casts: coremltools drops its dtype. Reported nowhere that
    we found.
+9. Resizing with a filter against aliasing is a product with one matrix for each side; the operator itself tells them,
+   applied to a unit image. coremltools has no converter for it.
+10. ``fold`` is a transposed convolution with kernels that are 1 in one place each: coremltools does not add up what
+    falls into one place.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from planish.backends.to_coreml.calls import Calls
+from planish.backends.to_coreml.high_ranks import on_few_dimensions
 from planish.compiler.program import Program, rebuild
 from planish.compiler.shapes import ensure_shapes
 
@@ -44,37 +47,26 @@ def rewrite(program: Program) -> Program:
         rule = RULES.get(node.target)
         if rule is not None:
             with program.graph.inserting_before(node):
-                replacement = rule(_Here(program.graph, node), node)
+                replacement = rule(Calls(program, node), node)
             if replacement is not None:
                 replacement.meta["val"] = node.meta["val"]
                 node.replace_all_uses_with(replacement)
+    program.graph.eliminate_dead_code()
+    on_few_dimensions(program)
     program.graph.eliminate_dead_code()
     program.graph.lint()
     module = rebuild(program.graph_module, program.graph)
     return Program(module, program.example_inputs, dict(program.dynamic_axes))
 
 
-class _Here:
-    """Calls in front of one node, that come from the same module as it."""
-
-    def __init__(self, graph: fx.Graph, node: fx.Node) -> None:
-        self.graph, self.stack = graph, node.meta.get("nn_module_stack")
-
-    def __call__(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
-        made = self.graph.call_function(target, args, kwargs)
-        if self.stack is not None:
-            made.meta["nn_module_stack"] = self.stack
-        return made
-
-
-Rule = Callable[[_Here, fx.Node], fx.Node | None]
+Rule = Callable[[Calls, fx.Node], fx.Node | None]
 
 
 def _argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
     return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
 
 
-def _without_alpha(call: _Here, node: fx.Node) -> fx.Node | None:
+def _without_alpha(call: Calls, node: fx.Node) -> fx.Node | None:
     """Rule 1."""
     alpha = _argument(node, 2, "alpha", 1)
     if alpha == 1:
@@ -89,11 +81,11 @@ def _without_alpha(call: _Here, node: fx.Node) -> fx.Node | None:
     return call(node.target, x, _product(call, y, alpha))
 
 
-def _product(call: _Here, value: Any, factor: Any) -> Any:
+def _product(call: Calls, value: Any, factor: Any) -> Any:
     return call(aten.mul.Tensor, value, factor) if isinstance(value, fx.Node) else value * factor
 
 
-def _plain_attention(call: _Here, node: fx.Node) -> fx.Node | None:
+def _plain_attention(call: Calls, node: fx.Node) -> fx.Node | None:
     """Rules 2 and 3."""
     query, key, value = node.args[:3]
     scale, grouped = node.kwargs.get("scale"), node.kwargs.get("enable_gqa", False)
@@ -117,7 +109,7 @@ def _fake(node: Any) -> Tensor:
     return value
 
 
-def _bags(call: _Here, node: fx.Node) -> fx.Node | None:
+def _bags(call: Calls, node: fx.Node) -> fx.Node | None:
     """Rule 4."""
     weight, indices, offsets = node.args[:3]
     mode = _argument(node, 4, "mode", 0)
@@ -145,101 +137,27 @@ def _bag_length(offsets: Any) -> int | None:
     return step if offsets.args[0] == 0 and isinstance(step, int) else None
 
 
-def _with_stride(call: _Here, node: fx.Node) -> fx.Node | None:
+def _with_stride(call: Calls, node: fx.Node) -> fx.Node | None:
     """Rule 6."""
     return call(node.target, *node.args, node.args[1]) if len(node.args) == 2 and not node.kwargs else None
 
 
-def _on_fewer_dimensions(call: _Here, node: fx.Node) -> fx.Node | None:
-    """Rule 7: dimensions that a permutation leaves side by side are one, between two reshapes."""
-    source = node.args[0]
-    if not isinstance(source, fx.Node) or source.target not in _RESHAPES or _fake(source).ndim <= MAX_RANK:
-        return None
-    if len(source.users) > 1 or not all(_ends_in_reshape(user) for user in node.users):
-        return None
-    rank = _fake(source).ndim
-    groups: list[list[int]] = []
-    for dim in _order(node, rank):
-        if groups and dim == groups[-1][-1] + 1:
-            groups[-1].append(dim)
-        else:
-            groups.append([dim])
-    ordered = sorted(groups)
-    sizes = [[_fake(source).shape[dim] for dim in group] for group in ordered]
-    merged = [math.prod(group) if all(isinstance(size, int) for size in group) else -1 for group in sizes]
-    if len(merged) > MAX_RANK:
-        return _in_swaps(call, source, _order(node, rank))
-    if merged.count(-1) > 1:
-        return None
-    flat = call(aten.reshape.default, source.args[0], merged)
-    return call(aten.permute.default, flat, [ordered.index(group) for group in groups])
-
-
-def _in_swaps(call: _Here, source: fx.Node, order: list[int]) -> fx.Node | None:
-    """Rule 7: a permutation as swaps of two neighbouring blocks of dimensions, each on four dimensions."""
-    sizes, now = _fake(source).shape, [*range(len(order))]
-    value: Any = source.args[0]
-    for place, wanted in enumerate(order):
-        at = now.index(wanted)
-        if at == place:
-            continue
-        blocks = [now[:place], now[place:at], [wanted], now[at + 1 :]]
-        listed = [[sizes[dim] for dim in block] for block in blocks]
-        shape = [math.prod(block) if all(isinstance(size, int) for size in block) else -1 for block in listed]
-        if shape.count(-1) > 1:
-            return None
-        value = call(aten.permute.default, call(aten.reshape.default, value, shape), [0, 2, 1, 3])
-        now = [*now[:place], wanted, *now[place:at], *now[at + 1 :]]
-    return value if isinstance(value, fx.Node) else None
-
-
-def _windows(call: _Here, node: fx.Node) -> fx.Node | None:
-    """Rule 7: the second of two unfolds, of the columns of [batch, channels, rows of windows, columns, row]."""
-    source, dim, size, step = node.args
-    if not isinstance(source, fx.Node) or source.target is not aten.unfold.default or _fake(source).ndim != MAX_RANK:
-        return None
-    if dim not in (3, -2) or not all(_ends_in_reshape(user) for user in node.users):
-        return None
-    batch, channels, rows, columns, height = _fake(source).shape
-    batch = -1 if not isinstance(batch, int) else batch
-    turned = call(aten.permute.default, source, [0, 1, 2, 4, 3])
-    merged = call(aten.reshape.default, turned, [batch, channels * rows, height, columns])
-    cut = call(aten.unfold.default, merged, 3, size, step)
-    return call(aten.permute.default, cut, [0, 1, 3, 2, 4])
-
-
-def _order(node: fx.Node, rank: int) -> list[int]:
-    order: Any = node.args[1]
-    if node.target is aten.permute.default:
-        return [dim % rank for dim in order]
-    swapped = [*range(rank)]
-    a, b = (int(dim) % rank for dim in node.args[1:3])  # type: ignore[arg-type]
-    swapped[a], swapped[b] = b, a
-    return swapped
-
-
-def _ends_in_reshape(node: fx.Node) -> bool:
-    if node.target in (aten.clone.default, aten.contiguous.default):
-        return all(_ends_in_reshape(user) for user in node.users)
-    return node.target in _RESHAPES
-
-
-def _flattened(call: _Here, node: fx.Node) -> fx.Node | None:
-    """Rule 8."""
+def _flattened(call: Calls, node: fx.Node) -> fx.Node | None:
+    """Rule 7."""
     source = _fake(node.args[0])
     shape = [size if isinstance(size, int) else -1 for size in _fake(node).shape]
     return call(aten.reshape.default, node.args[0], shape) if source.ndim and shape.count(-1) <= 1 else None
 
 
-def _mean_of_all(call: _Here, node: fx.Node) -> fx.Node | None:
-    """Rule 8."""
+def _mean_of_all(call: Calls, node: fx.Node) -> fx.Node | None:
+    """Rule 7."""
     sizes: Any = node.args[1]
     dims = [*range(-len(sizes), 0)]
     return call(aten.mean.dim, node.args[0], dims, True) if all(size == 1 for size in sizes) else None
 
 
-def _cast(call: _Here, node: fx.Node) -> fx.Node | None:
-    """Rule 8: where a tensor lies, a package does not know."""
+def _cast(call: Calls, node: fx.Node) -> fx.Node | None:
+    """Rule 7: where a tensor lies, a package does not know."""
     source = node.args[0]
     if not isinstance(source, fx.Node):
         return None
@@ -249,17 +167,55 @@ def _cast(call: _Here, node: fx.Node) -> fx.Node | None:
     return call(aten._to_copy.default, source, dtype=dtype)
 
 
-def _ones(call: _Here, node: fx.Node) -> fx.Node:
-    """Rule 8."""
+def _ones(call: Calls, node: fx.Node) -> fx.Node:
+    """Rule 7."""
     return call(aten.full.default, node.args[1], 1, dtype=_fake(node).dtype)
 
 
-def _counted(call: _Here, node: fx.Node) -> fx.Node | None:
-    """Rule 9."""
+def _counted(call: Calls, node: fx.Node) -> fx.Node | None:
+    """Rule 8."""
     dtype = _fake(node).dtype
     if not dtype.is_floating_point or any(isinstance(arg, float) for arg in node.args):
         return None
     return call(aten._to_copy.default, call(node.target, *node.args, dtype=torch.int64), dtype=dtype)
+
+
+def _by_matrices(call: Calls, node: fx.Node) -> fx.Node | None:
+    """Rule 9."""
+    source, size, aligned, *rest = node.args
+    factors: Any = rest[0] if rest else None
+    old, new, dtype = _fake(source).shape[-2:], _fake(node).shape[-2:], _fake(source).dtype
+    if not all(isinstance(side, int) for side in (*old, *new)) or new[1] == 1:
+        return None  # PyTorch 2.13 resizes the rows of what gets one column to something else: no product gives that
+    matrices = []
+    for side in (0, 1):  # of both sides the columns, for the same reason
+        unit = torch.eye(old[side], dtype=dtype)[None, None]
+        sizes = None if size is None else [old[side], new[side]]
+        scales = None if factors is None else [1.0, factors[side]]
+        matrices.append(node.target(unit, sizes, aligned, scales)[0, 0])  # type: ignore[operator]
+    rows, columns = call.constant(matrices[0].T.contiguous()), call.constant(matrices[1])
+    return call(aten.matmul.default, rows, call(aten.matmul.default, source, columns))
+
+
+def _fold(call: Calls, node: fx.Node) -> fx.Node | None:
+    """Rule 10. Without padding, which is cut off afterwards; what no window reaches is 0."""
+    source, size, kernel, dilation, padding, stride = node.args
+    sides = [*zip(size, kernel, dilation, padding, stride, strict=True)]  # type: ignore[arg-type,misc]
+    counts = [(whole + 2 * pad - gap * (side - 1) - 1) // step + 1 for whole, side, gap, pad, step in sides]
+    if not all(isinstance(each, int) for each in counts):
+        return None
+    places = math.prod(kernel)  # type: ignore[arg-type]
+    ones = torch.eye(places, dtype=_fake(source).dtype).reshape(places, 1, *kernel)  # type: ignore[misc]
+    windows = call(aten.reshape.default, source, [-1, places, *counts])
+    image = call(aten.conv_transpose2d.input, windows, call.constant(ones), None, stride, [0, 0], [0, 0], 1, dilation)
+    for dim, (count, (whole, side, gap, pad, step)) in enumerate(zip(counts, sides, strict=True), start=2):
+        missing = pad + whole - ((count - 1) * step + gap * (side - 1) + 1)
+        if missing > 0:
+            amounts = [0, 0, 0, missing] if dim == 2 else [0, missing, 0, 0]
+            image = call(aten.constant_pad_nd.default, image, amounts)
+        image = call(aten.slice.Tensor, image, dim, pad, pad + whole)
+    shape = [each if isinstance(each, int) else -1 for each in _fake(node).shape]
+    return call(aten.reshape.default, image, shape)
 
 
 def _renamed(target: Any) -> Rule:
@@ -267,16 +223,14 @@ def _renamed(target: Any) -> Rule:
     return lambda call, node: call(target, *node.args)
 
 
-MAX_RANK = 5
-_RESHAPES = (aten.reshape.default, aten.view.default, aten._unsafe_view.default, aten.flatten.using_ints)
 RULES: dict[Any, Rule] = {
     aten.add.Tensor: _without_alpha, aten.add.Scalar: _without_alpha, aten.sub.Tensor: _without_alpha,
     aten.sub.Scalar: _without_alpha, aten.rsub.Tensor: _without_alpha, aten.rsub.Scalar: _without_alpha,
     aten.scaled_dot_product_attention.default: _plain_attention,
     aten.max_pool1d.default: _with_stride, aten.max_pool2d.default: _with_stride, aten.max_pool3d.default: _with_stride,
     aten.avg_pool1d.default: _with_stride, aten.avg_pool2d.default: _with_stride, aten.avg_pool3d.default: _with_stride,
-    aten.permute.default: _on_fewer_dimensions, aten.transpose.int: _on_fewer_dimensions,
-    aten.unfold.default: _windows,
+    aten._upsample_bilinear2d_aa.vec: _by_matrices, aten._upsample_bicubic2d_aa.vec: _by_matrices,
+    aten.col2im.default: _fold,
     aten.arange.default: _counted, aten.arange.start: _counted, aten.arange.start_step: _counted,
     aten.flatten.using_ints: _flattened, aten.new_ones.default: _ones,
     aten.to.dtype: _cast, aten.to.device: _cast, aten.to.dtype_layout: _cast, aten.to.other: _cast,

@@ -1,4 +1,4 @@
-"""Runs a package: by the reference evaluator, or by Apple's runtime where there is one."""
+"""Runs a package: by the reference evaluator, or by Apple's runtime where there is one and no image is wanted."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class PackageRunner(Runner):
         self._images = {name: Image.from_json(image) for name, image in runtime["images"].items()}
         self._labels, self._one_row = runtime["labels"], runtime["one_row"]
         self._run: Callable[[Mapping[str, Tensor]], dict[str, Any]]
-        if ON_APPLE:
+        if ON_APPLE and not self._images:  # whose whole pixels from 0 to 255 are not all that a tensor may hold
             self._package: Package = read_package(path)
             self._run = _apple(path)
         else:
@@ -86,6 +86,11 @@ def _apple(path: Path) -> Callable[[Mapping[str, Tensor]], dict[str, Any]]:
 
     def run(inputs: Mapping[str, Tensor]) -> dict[str, Any]:
         given = {name: tensor.numpy(force=True) for name, tensor in inputs.items()}
-        return {name: torch.from_numpy(np.asarray(value)) for name, value in model.predict(given).items()}
+        return {name: _taken(value) for name, value in model.predict(given).items()}
 
     return run
+
+
+def _taken(value: Any) -> Any:
+    """A classifier gives a label, and a dictionary of scores."""
+    return value if isinstance(value, (str, dict)) else torch.from_numpy(np.asarray(value))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import tempfile
 import threading
 from pathlib import Path
@@ -20,10 +19,12 @@ from planish.backends.to_coreml.backend import FILE, CoreMLBackend
 from planish.backends.to_coreml.interface import Image
 from planish.backends.to_coreml.mil import MODEL, WEIGHTS, read_package
 from planish.compiler.errors import UserError, VerificationError
+from planish.compiler.hardware import HardwareProfile
 from planish.compiler.inputs import Inputs
 from planish.compiler.plugins import registry
 from planish.compiler.trace import trace
 from planish.passes.quantize_int8 import QuantizeInt8
+from planish.passes.quantize_weights import QuantizeWeights
 from tests.backends.to_coreml.packaged import FLOAT32, kinds, program_of
 from tests.backends.to_onnx.family_base import Function
 
@@ -94,6 +95,33 @@ def test_int8_from_the_pass_is_exact_in_float32(tmp_path: Path) -> None:
     assert "quantize" in found and "constexpr_blockwise_shift_scale" in found
 
 
+@pytest.mark.parametrize(("system", "kind"), [(">=17", "affine_dequantize"), (">=18", "blockwise_shift_scale")])
+def test_integer_weights_from_the_pass_lie_in_the_file_as_integers(tmp_path: Path, system: str, kind: str) -> None:
+    torch.manual_seed(0)
+    layers = {"table": nn.Embedding(64, 48), "conv": nn.Conv1d(48, 40, 3, padding=1), "head": nn.Linear(40, 24)}
+    model = Function(lambda self, ids: self.head(self.conv(self.table(ids).mT).relu().mT), **layers).eval()
+    ids = torch.randint(64, (2, 7))
+    result = planish.compile(
+        model, with_system(system), ids, passes=[QuantizeWeights(min_values=0)], backend=FLOAT32,
+        output=tmp_path / "artifact",
+    )  # fmt: skip
+    assert result.report.errors[0].max_relative < 1e-6
+    stored = [each.inputs for each in read_package(tmp_path / "artifact" / FILE).block.operations
+              if each.type == f"constexpr_{kind}"]  # fmt: skip
+    for layer, inputs in zip(layers.values(), stored, strict=True):
+        weight = layer.state_dict()["weight"]
+        (integers,), (scales,) = inputs["data" if "data" in inputs else "quantized_data"], inputs["scale"]
+        assert isinstance(integers, Tensor) and isinstance(scales, Tensor) and integers.dtype is torch.int8
+        steps = scales.reshape(-1, *[1] * (weight.ndim - 1))
+        assert torch.allclose(scales.flatten(), weight.flatten(1).abs().amax(1) / 127)
+        assert torch.equal(integers, torch.round(weight / steps).clamp(-127, 127).to(torch.int8))
+
+
+def with_system(versions: str) -> HardwareProfile:
+    profile = registry().find_profile("iphone-15")
+    return profile.model_copy(update={"runtime": profile.runtime.model_copy(update={"versions": {"ios": versions}})})
+
+
 @pytest.mark.parametrize(("form", "share"), [("int8", 0.75), ("int4", 0.55), ("palette-4", 0.55)])
 def test_weights_alone_get_smaller_and_the_rest_is_proven(tmp_path: Path, form: str, share: float) -> None:
     small = compiled(tmp_path, backend=CoreMLBackend(weights=form))
@@ -102,8 +130,7 @@ def test_weights_alone_get_smaller_and_the_rest_is_proven(tmp_path: Path, form: 
 
 
 def test_a_system_that_is_too_old_is_told_with_the_one_that_is_needed(tmp_path: Path) -> None:
-    profile = registry().find_profile("iphone-15")
-    old = profile.model_copy(update={"runtime": profile.runtime.model_copy(update={"versions": {"ios": ">=16"}})})
+    old = with_system(">=16")
     with pytest.raises(UserError, match=r"Raise the oldest system of iphone-15 to iOS 18 \(macOS 15\): weights='int4'"):
         CoreMLBackend(weights="int4").lower(program_of(net(), IMAGES), old, tmp_path)
     assert CoreMLBackend().scheme(old) is None
@@ -205,16 +232,21 @@ def test_a_package_with_another_weight_does_not_pass_the_proof(tmp_path: Path, m
     assert not (tmp_path / "artifact").exists()
 
 
-def test_the_same_program_gives_the_same_bytes_and_no_copies_stay(tmp_path: Path) -> None:
+def test_the_same_program_gives_the_same_bytes_and_no_copies_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     program, profile = program_of(net(), IMAGES), registry().find_profile("iphone-15")
-    before = {path for path in Path(tempfile.gettempdir()).glob("*.mlpackage")}
+    copies = tmp_path / "copies"
+    copies.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(copies))
+    monkeypatch.setenv("TMPDIR", str(copies))
     digests = []
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         lowered = CoreMLBackend().lower(program, profile, tmp_path / name)
         digests.append([hashlib.sha256((tmp_path / name / file).read_bytes()).digest() for file in lowered.files])
     assert digests[0] == digests[1]
-    assert {path for path in Path(tempfile.gettempdir()).glob("*.mlpackage")} <= before
+    assert not [*copies.rglob("*.mlpackage")]
     assert str(MODEL) in str(lowered.files)
 
 
@@ -235,19 +267,3 @@ def test_two_threads_may_lower_at_once(tmp_path: Path) -> None:
         (block,) = [read_package(tmp_path / str(width) / FILE).block]
         assert block.operations[-1].outputs[0][1].shape == (None, width)
     assert sizes.keys() == {4, 6}
-
-
-def test_samples_and_scripts_for_a_mac_lie_beside_the_package(tmp_path: Path) -> None:
-    import numpy as np
-
-    result = compiled(tmp_path)
-    folder, profile = result.artifact.folder, registry().find_profile("iphone-15")
-    names = CoreMLBackend().write_build_files(folder, profile, [IMAGES])
-    assert {"verify.swift", "verify.py", "README.md", "samples.json"} <= set(names)
-    assert all((folder / name).is_file() for name in names)
-    told = json.loads((folder / "samples.json").read_text())
-    (sample,), (expected,) = told["inputs"], told["outputs"]
-    given = torch.from_numpy(np.fromfile(folder / sample["file"], np.float32).reshape(sample["shape"]))
-    wanted = torch.from_numpy(np.fromfile(folder / expected["file"], np.float32).reshape(expected["shape"]))
-    assert torch.equal(given, IMAGES[:1]) and torch.equal(wanted, result.run(IMAGES[:1]))
-    compile((folder / "verify.py").read_text(), "verify.py", "exec")

@@ -15,7 +15,9 @@ pytest.importorskip("coremltools")
 
 import coremltools as ct
 
+from planish.backends.to_coreml import recurrent_converters
 from planish.backends.to_coreml.backend import FILE, CoreMLBackend
+from planish.backends.to_coreml.checks import CHECKS
 from planish.backends.to_coreml.convert import quiet
 from planish.backends.to_coreml.converters import Refused, guarded
 from planish.backends.to_coreml.evaluator import Evaluator
@@ -217,12 +219,41 @@ def test_real_ranges_are_counted_and_two_unfolds_keep_five_dimensions() -> None:
     assert_agrees(windows, draw(2, 8, 8))
 
 
-def test_recurrent_layers_stay_layers() -> None:
-    x = torch.randn(3, 3, 5)
-    package = assert_agrees(nn.LSTM(5, 4, 2, bidirectional=True, batch_first=True), x)
+@pytest.mark.parametrize(
+    "options", [{"kernel_size": 3, "padding": 1, "stride": 2}, {"kernel_size": (2, 3), "dilation": (2, 1)}]
+)
+def test_windows_are_added_up_to_an_image(options: dict[str, Any]) -> None:
+    def function(x: Tensor) -> Tensor:
+        return F.fold(F.unfold(x, **options).cos(), (8, 10), **options)
+
+    assert_agrees(function, draw(2, 8, 10))
+
+
+def test_resizing_against_aliasing_is_two_products() -> None:
+    def function(x: Tensor) -> tuple[Tensor, ...]:
+        forms: tuple[dict[str, Any], ...] = ({"size": (5, 20)}, {"scale_factor": (0.5, 0.7)},
+                                             {"size": (4, 6), "align_corners": True})  # fmt: skip
+        return tuple(F.interpolate(x, mode=mode, antialias=True, **form)
+                     for mode in ("bilinear", "bicubic") for form in forms)  # fmt: skip
+
+    assert kinds(assert_agrees(function, draw(2, 9, 13))).count("matmul") == 2 * 6
+
+
+def test_an_lstm_stays_a_layer() -> None:
+    package = assert_agrees(nn.LSTM(5, 4, 2, bidirectional=True, batch_first=True), torch.randn(3, 3, 5))
     assert kinds(package).count("lstm") == 2
-    package = assert_agrees(nn.GRU(5, 4, 1, batch_first=True), x)
-    assert kinds(package).count("gru") == 1
+
+
+def test_a_gru_is_written_step_by_step_unless_it_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    (check,) = (each for each in CHECKS if each.name == "long-gru-unproven-upstream")
+    x, module = torch.randn(3, 3, 5), nn.GRU(5, 4, 2, bidirectional=True, batch_first=True)
+    package = assert_agrees(module, x)
+    assert "gru" not in kinds(package) and kinds(package).count("tanh") == 3 * 2 * 2
+    assert not [*check.offenders(program_of(module, x))]
+    assert_agrees(nn.GRU(5, 4, batch_first=True, bias=False), x[:, :1])
+    monkeypatch.setattr(recurrent_converters, "UNROLLED", 3 * 2 * 2 - 1)
+    assert kinds(assert_agrees(module, x)).count("gru") == 2 * 2
+    assert len([*check.offenders(program_of(module, x))]) == 1
 
 
 def test_a_keyword_that_a_converter_does_not_read_is_refused() -> None:
