@@ -17,18 +17,23 @@ aten = torch.ops.aten
 
 
 def matrices(e: Emitter, x: Value, args: tuple[Any, ...]) -> list[Tensor]:
-    """[new, old] for each spatial dimension: the operator applied to a unit image of that height or width."""
+    """[new, old] for each spatial dimension: the operator applied to a unit image of that height or width.
+
+    The other dimensions have a size of 2: PyTorch 2.13 resizes the rows of images of width 1 wrongly with a filter
+    against aliasing.
+    """
     spatial = len(x.order) - 2
     found = []
     for axis in range(spatial):
         old, new = x.sizes[2 + axis], e.fake_result().shape[2 + axis]
-        unit = torch.eye(old).reshape(1, old, *[old if axis == own else 1 for own in range(spatial)])
+        row = torch.eye(old).reshape(1, old, *[old if axis == own else 1 for own in range(spatial)])
+        unit = row.expand(1, old, *[old if axis == own else 2 for own in range(spatial)]).contiguous()
         size, *rest = args
-        sizes = None if size is None else [new if axis == own else 1 for own in range(spatial)]
+        sizes = None if size is None else [new if axis == own else 2 for own in range(spatial)]
         factors = rest[-1]
         scales = None if factors is None else [factors[own] if axis == own else 1.0 for own in range(spatial)]
         result = e.node.target(unit, sizes, *rest[:-1], scales)  # type: ignore[operator]
-        found.append(result.reshape(old, new).t().contiguous())
+        found.append(result[0].movedim(1 + axis, 1).flatten(2)[..., 0].t().contiguous())
     return found
 
 

@@ -120,6 +120,8 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
     ),
     "bilinear by a factor": (lambda x: F.interpolate(x, scale_factor=1.7, mode="bilinear"), (IMAGE,)),
     "bicubic": (lambda x: F.interpolate(x, size=(5, 11), mode="bicubic"), (IMAGE,)),
+    "bilinear against aliasing": (lambda x: F.interpolate(x, size=(5, 7), mode="bilinear", antialias=True), (IMAGE,)),
+    "bicubic against aliasing": (lambda x: F.interpolate(x, size=(5, 11), mode="bicubic", antialias=True), (IMAGE,)),
     "nearest": (lambda x: F.interpolate(x, size=(5, 11)), (IMAGE,)),
     "nearest-exact": (lambda x: F.interpolate(x, size=(5, 11), mode="nearest-exact"), (IMAGE,)),
     "bits": (lambda x: ((x > 0) & ~(x > 1)) | (x < -1), (torch.randn(4, 5),)),
