@@ -1,6 +1,7 @@
 """Operators in terms of others that coremltools converts, where PyTorch takes them apart too finely or not at all.
 
-Each function computes what its operator computes; NotImplemented leaves the operator as it is. Rules:
+Each function computes what its operator computes; NotImplemented leaves the operator as it is. Rules; those
+without a link we found by converting with coremltools 9.0:
 
 1. Normalization by groups is a layer norm of each group: coremltools wants to know the batch.
 2. Adaptive pools are means and maxima of slices, put together again: as 1.

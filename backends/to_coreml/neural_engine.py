@@ -1,5 +1,6 @@
-"""What the Neural Engine is expected to take, by documented rules: an expectation, no measurement.
+"""What the Neural Engine is expected to take, by rules that others observed: an expectation, no measurement.
 
+Apple publishes no list that we found; the page behind LAYERS calls itself incomplete and possibly wrong.
 Which unit runs an operation, Core ML decides on the device; its compute plan and Xcode's performance report tell.
 """
 
@@ -69,7 +70,7 @@ CHECKS = (
 
 def expected_share(program: Program, precision: str) -> str:
     """A sentence for the Report: the share of the MACs that no rule keeps off the Neural Engine."""
-    told = "an expectation from documented rules, not a measurement"
+    told = "an expectation from observed rules, not a measurement"
     if precision != "float16":
         return f"No MACs are expected on the Neural Engine: it computes in float16, and this package in {precision}."
     kept_off = {node.name for check in CHECKS for node in check.offenders(program)}

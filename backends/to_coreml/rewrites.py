@@ -1,6 +1,6 @@
 """Graph rewrites that coremltools needs: the same function, in forms that it converts without an error.
 
-Rules:
+Rules; those without a link we found by converting with coremltools 9.0:
 
 1. ``add``, ``sub`` and ``rsub`` with ``alpha`` become a product and a sum: coremltools 9 drops alpha.
    https://github.com/apple/coremltools/issues/2573
