@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from planish.backends.to_coreml.checks import CHECKS
 from planish.backends.to_coreml.ranks import MAX_RANK
 from planish.backends.to_coreml.rewrites import rewrite
 from planish.compiler.inputs import Inputs
@@ -71,7 +72,7 @@ def test_any_permutation_of_any_rank_is_done_on_five_dimensions(data: st.DataObj
     on(shape, lambda x: x.permute(order))
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(st.data(), SHAPES)
 def test_elementwise_operators_broadcast_as_on_many_dimensions(data: st.DataObject, shape: list[int]) -> None:
     kept = [data.draw(st.lists(st.booleans(), min_size=len(shape), max_size=len(shape))) for _ in range(2)]
@@ -121,3 +122,14 @@ def test_a_table_of_many_dimensions_is_a_weight_as_any_other() -> None:
             return (x.reshape(-1, 2, 2, 2, 2, 2, 3) * self.table).sum((2, 4))
 
     assert_rewritten(Weighted(), draw(96))
+
+
+def test_only_an_input_of_too_many_dimensions_is_refused() -> None:
+    (check,) = (each for each in CHECKS if each.name == "rank-at-most-5")
+
+    def offenders(function: Callable[[Tensor], Tensor], *shape: int) -> list[str]:
+        program = trace(Function(lambda self, x: function(x)).eval(), Inputs((draw(*shape)[:2],)))
+        return [node.op for node in check.offenders(program)]
+
+    assert offenders(lambda x: x.sum((1, 3, 5)), 2, 2, 2, 2, 2) == ["placeholder"]
+    assert offenders(lambda x: x.reshape(-1, 2, 2, 2, 2, 2).sum((1, 3, 5)), 32) == []
