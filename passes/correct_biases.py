@@ -32,23 +32,32 @@ _CHANNELS: Mapping[Any, int] = {
 """Operators with a bias as their third argument -> the dimension of their outputs that has the channels."""
 
 
-def correct_biases(program: Program, reference: Program, batches: Iterable[Inputs]) -> Program:
+class ChannelMeans:
+    """What the layers of ``program`` put out on its first ``batches``: means of each channel, [rows, channels]."""
+
+    def __init__(self, program: Program, batches: int) -> None:
+        self._names = {node.name for node in program.calls() if node.target in _CHANNELS and not _is_integer(node)}
+        self._batches = batches
+        self.of: dict[str, list[Tensor]] = {name: [] for name in self._names}
+        """Name of a layer whose weight is no integer yet -> its means, batch by batch."""
+
+    def see(self, node: fx.Node, value: Any) -> None:
+        if node.name in self._names and len(self.of[node.name]) < self._batches:
+            self.of[node.name].append(_means(value, _CHANNELS[node.target]))
+
+
+def correct_biases(program: Program, wanted: ChannelMeans, batches: Iterable[Inputs]) -> Program:
     """``program`` with other biases in the layers that have got integer weights; its graph is used up.
 
-    ``reference``: the Program before its values were quantized; the layers have the same names in it.
+    ``wanted``: of the Program before its values were quantized, on the same batches; the layers have the same names.
     ``batches``: a few rows; each layer corrects by what it has seen so far.
     """
-    layers, before = (
-        {node.name for node in each.calls() if _has_integer_weight(node)} for each in (program, reference)
-    )
-    layers -= before
-    wanted, given = _Means(reference, layers), _CorrectedMeans(program, layers)
+    layers = {node.name for node in program.calls() if node.name in wanted.of and _is_integer(node)}
+    given = _CorrectedMeans(program, layers, wanted)
     with torch.no_grad():
-        for inputs in batches:
-            leaves = inputs.leaves()
-            wanted.run(*leaves, enable_io_processing=False)
-            given.wanted = wanted.means
-            given.run(*leaves, enable_io_processing=False)
+        for batch, inputs in enumerate(batches):
+            given.batch = batch
+            given.run(*inputs.leaves(), enable_io_processing=False)
     for node in [*program.calls()]:
         if node.name in given.errors:
             _add_to_bias(program, node, given.errors[node.name].mean())
@@ -57,33 +66,17 @@ def correct_biases(program: Program, reference: Program, batches: Iterable[Input
     return Program(module, program.example_inputs, dict(program.dynamic_axes))
 
 
-def _has_integer_weight(node: fx.Node) -> bool:
-    weight = node.args[1] if node.target in _CHANNELS else None
+def _is_integer(layer: fx.Node) -> bool:
+    weight = layer.args[1]
     return isinstance(weight, fx.Node) and is_dequantize(weight)
-
-
-class _Means(fx.Interpreter):
-    """Means of the channels of ``layers`` for each row: [rows, channels]."""
-
-    def __init__(self, program: Program, layers: set[str]) -> None:
-        super().__init__(program.graph_module)
-        self.layers = layers
-        self.means: dict[str, Tensor] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        if n.name in self.layers:
-            self.means[n.name] = _means(value, _CHANNELS[n.target])
-        return value
 
 
 class _CorrectedMeans(fx.Interpreter):
     """Outputs of layers move by what their means are off on average, before others read them."""
 
-    def __init__(self, program: Program, layers: set[str]) -> None:
+    def __init__(self, program: Program, layers: set[str], wanted: ChannelMeans) -> None:
         super().__init__(program.graph_module)
-        self.layers = layers
-        self.wanted: dict[str, Tensor] = {}
+        self.layers, self.wanted, self.batch = layers, wanted, 0
         self.errors: dict[str, _Errors] = {}
 
     def run_node(self, n: fx.Node) -> Any:
@@ -96,7 +89,7 @@ class _CorrectedMeans(fx.Interpreter):
             return value
         channels = _CHANNELS[n.target]
         errors = self.errors.setdefault(n.name, _Errors())
-        errors.see(self.wanted[n.name] - _means(value, channels))
+        errors.see(self.wanted.of[n.name][self.batch] - _means(value, channels))
         return value + errors.mean().reshape([-1 if dim == channels % value.ndim else 1 for dim in range(value.ndim)])
 
     def _rounded(self, node: fx.Node) -> Tensor:

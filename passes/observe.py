@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import numpy as np
@@ -78,12 +78,18 @@ def _in_memory_order(values: Tensor) -> Tensor:
     return values.permute(sorted(range(values.ndim), key=values.stride, reverse=True))
 
 
-def observe(program: Program, nodes: Collection[fx.Node], batches: Iterable[Inputs]) -> dict[fx.Node, Observed]:
+See = Callable[[fx.Node, Any], None]
+
+
+def observe(
+    program: Program, nodes: Collection[fx.Node], batches: Iterable[Inputs], *others: See
+) -> dict[fx.Node, Observed]:
     """Run ``program`` on all ``batches``; what is not needed any more is freed as it goes.
 
+    ``others`` see each value of each batch as well.
     Raises UserError if there is no batch, or if a value is not finite.
     """
-    recorder = _Recorder(program, nodes)
+    recorder = _Recorder(program, nodes, others)
     relaid = _is_layout_free(program)
     count = 0
     for inputs in batches:
@@ -99,14 +105,17 @@ def observe(program: Program, nodes: Collection[fx.Node], batches: Iterable[Inpu
 
 
 class _Recorder(fx.Interpreter):
-    def __init__(self, program: Program, nodes: Collection[fx.Node]) -> None:
+    def __init__(self, program: Program, nodes: Collection[fx.Node], others: Collection[See]) -> None:
         super().__init__(program.graph_module)
         self.seen = {node: Observed() for node in nodes}
+        self.others = others
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
         if n in self.seen:
             self.seen[n].see(value)
+        for see in self.others:
+            see(n, value)
         return value
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import ClassVar
 
 import torch
@@ -15,7 +16,7 @@ from planish.compiler.inputs import Inputs
 from planish.compiler.program import Program
 from planish.compiler.shapes import ensure_shapes
 from planish.passes.calibrators import CALIBRATORS
-from planish.passes.correct_biases import correct_biases
+from planish.passes.correct_biases import ChannelMeans, correct_biases
 from planish.passes.erase_noops import EraseNoOps
 from planish.passes.fold_batch_norm import FoldBatchNorm
 from planish.passes.in_parts import write_in_parts
@@ -38,7 +39,8 @@ class QuantizeInt8(Pass):
 
     ``calibrator``: how ranges are chosen: ``minmax``, ``percentile``, ``mse`` or ``entropy``.
     ``samples``: rows of calibration data that are read at most.
-    ``bias_samples``: rows of it on which biases are corrected; 0: they stay. Two or more, or nothing is learnt.
+    ``bias_samples``: rows of it, in whole batches, on which biases are corrected; 0: they stay. Two or more, or
+        nothing is learnt.
     ``keep_float``: source modules that stay float, by name or pattern (``"head"``, ``"layer1.*"``).
     """
 
@@ -94,12 +96,13 @@ class QuantizeInt8(Pass):
             context.decide(node, outcome, reason)
         if not placement.weights:
             raise PassError("Leave this pass out: no layer of the model can run in INT8 here.", component=self.name)
+        batches = self._rows(context)
+        first = _first(batches, self.bias_samples)
+        means = ChannelMeans(program, len(first))
         with torch.no_grad():
-            seen = observe(program, placement.observed(), self._rows(context))
-            reference = program.fork()
+            seen = observe(program, placement.observed(), chain(first, batches), means.see)
             quantized = insert(program, placement, seen, CALIBRATORS[self.calibrator])
-            rows = context.calibration.samples(min(self.bias_samples, self.samples))
-            return correct_biases(quantized, reference, rows)
+            return correct_biases(quantized, means, first)
 
     def _rows(self, context: Context) -> Iterator[Inputs]:
         read = 0
@@ -108,3 +111,12 @@ class QuantizeInt8(Pass):
             read += rows.batch_size
             if context.progress:
                 context.progress.say(f"{self.name}: {read} rows of calibration data")
+
+
+def _first(batches: Iterator[Inputs], rows: int) -> list[Inputs]:
+    """As many of ``batches``, from the front, as have ``rows`` rows."""
+    first: list[Inputs] = []
+    while rows > 0 and (batch := next(batches, None)) is not None:
+        first.append(batch)
+        rows -= batch.batch_size
+    return first

@@ -16,11 +16,12 @@ from planish.compiler.program import Program, source_module
 from planish.compiler.scheme import IntegerOp, IntegerType, QuantizationScheme
 from planish.compiler.shapes import ensure_shapes
 from planish.passes.calibrators import CALIBRATORS
-from planish.passes.correct_biases import correct_biases
+from planish.passes.correct_biases import ChannelMeans, correct_biases
 from planish.passes.erase_noops import EraseNoOps
 from planish.passes.fold_batch_norm import FoldBatchNorm
 from planish.passes.insert_qdq import insert
 from planish.passes.module_names import demand_known, demand_names, named
+from planish.passes.observe import observe
 from planish.passes.placement import Placement
 from planish.passes.run_time_scales import quantize_at_run_time
 
@@ -79,13 +80,15 @@ class QuantizeWeights(Pass):
             context.decide(node, "int8" if computing else "int8 weights", told)
         if not placement.weights:
             raise PassError("Leave this pass out: no weight of the model can be stored in INT8.", component=self.name)
-        reference = program.fork()
-        quantize_at_run_time(program, reads)
+        given = context.calibration.origin == GIVEN
+        batches = [*context.calibration.samples(self.bias_samples)] if given else []
+        means = ChannelMeans(program, len(batches))
         with torch.no_grad():
+            if batches:
+                observe(program, (), batches, means.see)
+            quantize_at_run_time(program, reads)
             stored = insert(program, placement, {}, CALIBRATORS["minmax"])
-        if context.calibration.origin != GIVEN:
-            return stored
-        return correct_biases(stored, reference, context.calibration.samples(self.bias_samples))
+            return correct_biases(stored, means, batches)
 
     def _demand_scheme(self, context: Context) -> QuantizationScheme:
         scheme, title = context.scheme, context.profile.title

@@ -16,9 +16,10 @@ from planish.compiler.plugins import registry
 from planish.compiler.program import Program
 from planish.compiler.rules import verify
 from planish.compiler.verify import snr_db
-from planish.passes.correct_biases import correct_biases
+from planish.passes.correct_biases import ChannelMeans, correct_biases
 from planish.passes.erase_noops import EraseNoOps
 from planish.passes.fold_batch_norm import FoldBatchNorm
+from planish.passes.observe import observe
 from planish.passes.quantize_int8 import QuantizeInt8
 from planish.passes.quantize_weights import QuantizeWeights
 from tests.passes.nets import SCHEME, RandomCnn, aten, context, the, traced, warm
@@ -54,13 +55,21 @@ def quantized(model: nn.Module, x: Tensor) -> tuple[Program, Program]:
     return program, QuantizeInt8(bias_samples=0).run(program, context(SCHEME, x))
 
 
+def corrected_on(batches: list[Tensor], program: Program, reference: Program) -> Program:
+    """``program`` with the biases that these batches ask for."""
+    rows = [Inputs((batch,)) for batch in batches]
+    means = ChannelMeans(reference, len(rows))
+    observe(reference, (), rows, means.see)
+    return correct_biases(program, means, rows)
+
+
 @settings(max_examples=20)
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=4), st.integers(0, 2**16))
 def test_on_the_rows_it_saw_no_layer_is_off_by_more_than_chance(choices: list[int], seed: int) -> None:
     torch.manual_seed(seed)
     model, x = RandomCnn(choices), torch.randn(32, 3, 8, 8)
     reference, before = quantized(model, x)
-    corrected = correct_biases(before, reference, [Inputs((x,))])
+    corrected = corrected_on([x], before, reference)
     verify(corrected, "correcting")
     wanted, got = outputs(reference, x), outputs(corrected, x)
     assert got
@@ -90,7 +99,7 @@ def test_a_layer_without_a_bias_gets_one_that_makes_up_for_its_weights() -> None
     reference, before = quantized(Shifted(), x)
     error = (reference(x) - before(x)).mean()
     assert error > 1
-    corrected = correct_biases(before, reference, [Inputs((part,)) for part in x.split(4)])
+    corrected = corrected_on([*x.split(4)], before, reference)
     assert (reference(x) - corrected(x)).mean().abs() < 0.02 * error
 
 
@@ -102,7 +111,7 @@ def test_what_is_exact_in_integers_keeps_its_biases() -> None:
     x[0] = torch.tensor([-128.0, 127, 0, 0])
     reference, before = quantized(layer, x)
     assert torch.equal(reference(x), before(x))
-    corrected = correct_biases(before, reference, [Inputs((x,))])
+    corrected = corrected_on([x], before, reference)
     bias = corrected.tensor(the(corrected, aten.linear.default).args[2])
     assert bias is not None and torch.equal(bias, layer.bias)
 
@@ -111,7 +120,7 @@ def test_one_row_teaches_nothing() -> None:
     x = torch.rand(1, 8, 12, 12)
     reference, before = quantized(Shifted(), x)
     wanted = before(x)
-    assert torch.equal(correct_biases(before, reference, [Inputs((x,))])(x), wanted)
+    assert torch.equal(corrected_on([x], before, reference)(x), wanted)
 
 
 def test_layers_that_share_weights_get_biases_of_their_own() -> None:
@@ -125,7 +134,7 @@ def test_layers_that_share_weights_get_biases_of_their_own() -> None:
 
     x = torch.rand(16, 8, 12, 12)
     reference, before = quantized(Twice(), x)
-    corrected = correct_biases(before, reference, [Inputs((x,))])
+    corrected = corrected_on([x], before, reference)
     for wanted, got in zip(pytree.tree_leaves(reference(x)), pytree.tree_leaves(corrected(x)), strict=True):
         assert (wanted - got).mean().abs() < 0.05
 
@@ -133,7 +142,7 @@ def test_layers_that_share_weights_get_biases_of_their_own() -> None:
 def test_layers_that_were_integers_before_keep_their_biases() -> None:
     x = torch.rand(16, 8, 12, 12)
     _, before = quantized(Shifted(), x)
-    again = correct_biases(before.fork(), before, [Inputs((x,))])
+    again = corrected_on([x], before.fork(), before)
     assert the(again, aten.conv2d.default).args[2] is None
 
 
