@@ -8,7 +8,6 @@ reads the result.
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from planish.compiler.constants import Constants
 from planish.compiler.macs import Shape, macs
 from planish.compiler.program import Program, op_name, source_module
 from planish.compiler.shapes import ensure_shapes
@@ -120,13 +120,8 @@ class Costs:
         return node in self._constants
 
     @cached_property
-    def _constants(self) -> set[fx.Node]:
-        found: set[fx.Node] = set()
-        for node in self.program.graph.nodes:
-            computed = node.op == "call_function" and _is_deterministic(node) and found.issuperset(node.all_input_nodes)
-            if computed or self.program.tensor(node) is not None:
-                found.add(node)
-        return found
+    def _constants(self) -> Constants:
+        return Constants(self.program)
 
     def activations(self, node: fx.Node) -> list[fx.Node]:
         """The inputs of ``node`` that are tensors and no constants."""
@@ -179,12 +174,6 @@ def _batch_symbols(program: Program) -> set[Any]:
             if name == "batch" and isinstance(size, torch.SymInt):
                 found.update(size.node.expr.free_symbols)
     return found
-
-
-def _is_deterministic(node: fx.Node) -> bool:
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return node.target is operator.getitem
-    return torch.Tag.nondeterministic_seeded not in node.target.tags and not node.target._schema.is_mutable
 
 
 def is_dequantize(node: fx.Node) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from planish.compiler.constants import Constants
 from planish.compiler.inputs import Inputs
 from planish.compiler.program import Program
 
@@ -67,7 +68,8 @@ def factor_of(named: Mapping[str, Any]) -> float:
 
 def constant_masks(program: Program, batches: Iterable[Inputs]) -> dict[fx.Node, Mask]:
     """The attentions whose masks depend on no input; how far their scores reach, ``batches`` show."""
-    candidates = {node: _mask(program, attention_arguments(node)) for node in program.calls(ATTENTION)}
+    constants = Constants(program)
+    candidates = {node: _mask(constants, attention_arguments(node)) for node in program.calls(ATTENTION)}
     found = {node: mask for node, mask in candidates.items() if mask is not None}
     if found:
         with torch.no_grad():
@@ -76,7 +78,7 @@ def constant_masks(program: Program, batches: Iterable[Inputs]) -> dict[fx.Node,
     return {node: mask for node, mask in found.items() if math.isfinite(mask.lowest) and math.isfinite(mask.highest)}
 
 
-def _mask(program: Program, named: Mapping[str, Any]) -> Mask | None:
+def _mask(constants: Constants, named: Mapping[str, Any]) -> Mask | None:
     given = named.get("attn_mask")
     if named.get("enable_gqa"):
         return None  # scores of other shapes
@@ -84,25 +86,14 @@ def _mask(program: Program, named: Mapping[str, Any]) -> Mask | None:
         length, keys = named["query"].meta["val"].shape[-2], named["key"].meta["val"].shape[-2]
         fixed = isinstance(length, int) and isinstance(keys, int)
         return Mask(torch.ones(length, keys, dtype=torch.bool).tril(), None) if fixed else None
-    mask = _evaluated(program, given) if isinstance(given, fx.Node) else None
-    if not isinstance(mask, Tensor):
+    if not isinstance(given, fx.Node) or given not in constants:
         return None
+    mask: Tensor = constants.value(given)
     if mask.dtype is torch.bool:
         return Mask(mask, None)
     kept = mask > _MASKED
     bias = torch.where(kept, mask.detach(), 0.0)
     return Mask(kept, bias if bool(bias.any()) else None)
-
-
-def _evaluated(program: Program, node: fx.Node) -> Any:
-    """The value of ``node``; None if it depends on an input."""
-    if node.op != "call_function":
-        return program.tensor(node)
-    values = {source: _evaluated(program, source) for source in node.all_input_nodes}
-    if any(value is None for value in values.values()):
-        return None
-    both: Any = fx.map_arg((node.args, node.kwargs), values.__getitem__)
-    return node.target(*both[0], **both[1])  # type: ignore[operator]
 
 
 class _Scores(fx.Interpreter):

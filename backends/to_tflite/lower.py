@@ -34,6 +34,7 @@ from planish.backends.to_tflite.graph import PLAIN, Form, Graph
 from planish.backends.to_tflite.layouts import input_orders
 from planish.backends.to_tflite.tidy import without_reshapes_of_reductions
 from planish.backends.to_tflite.values import Order, Stored, Value, arranged, channels_last
+from planish.compiler.constants import Constants
 from planish.compiler.errors import LoweringError
 from planish.compiler.program import Program, op_name, source_module
 from planish.compiler.shapes import ensure_shapes
@@ -62,24 +63,14 @@ CHANNELS_LAST: frozenset[Any] = frozenset(
 
 def unsupported(program: Program) -> Iterator[fx.Node]:
     """The nodes that are computed from the inputs and whose operator has no rule."""
-    constant = constants(program)
+    constants = Constants(program, lambda node: node.target in integers.RULES)
     for node in program.calls():
-        if node not in constant and node.target not in RULES and node.target is not operator.getitem:
+        if node not in constants and node.target not in RULES and node.target is not operator.getitem:
             yield node
 
 
 def _is_random(node: fx.Node) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags
-
-
-def constants(program: Program) -> set[fx.Node]:
-    """The nodes that depend on no input: their values are known when the file is written."""
-    found: set[fx.Node] = set()
-    for node in program.graph.nodes:
-        called = node.op == "call_function" and not _is_random(node) and node.target not in integers.RULES
-        if node.op == "get_attr" or (called and all(source in found for source in node.all_input_nodes)):
-            found.add(node)
-    return found
 
 
 def prepared(program: Program) -> Program:
@@ -137,11 +128,6 @@ def _any_value(arguments: Any) -> bool:
     return any(isinstance(value, Value) for value in pytree.tree_leaves(arguments))
 
 
-def _known(node: fx.Node, args: Any, kwargs: Any) -> Any:
-    with torch.no_grad():
-        return node.target(*args, **kwargs)  # type: ignore[operator]
-
-
 def _arguments(e: Emitter, node: fx.Node) -> tuple[Any, Any]:
     both: Any = fx.map_arg((node.args, node.kwargs), lambda used: e.values[used])
     return both[0], both[1]
@@ -157,7 +143,9 @@ def _call(e: Emitter, node: fx.Node) -> None:
     if node.target not in RULES and _is_random(node):
         raise e.fail(f"{op_name(node)} draws random numbers: pass them as an input")
     if node.target not in integers.RULES and not _any_value((args, kwargs)):
-        e.values[node] = _known(node, args, kwargs)  # its arguments depend on the inputs by their sizes alone
+        target: Any = node.target
+        with torch.no_grad():
+            e.values[node] = target(*args, **kwargs)  # its arguments depend on the inputs by their sizes alone
         return
     rule = RULES.get(node.target)
     if rule is None:

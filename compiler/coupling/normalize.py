@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
+from planish.compiler.constants import Constants
 from planish.compiler.coupling.decompose import decompose
 from planish.compiler.coupling.inference import RuleOf, arguments
 from planish.compiler.coupling.layers import part_layers
@@ -118,31 +118,15 @@ def _set(node: fx.Node, name: str, value: Any) -> None:
 
 def _fold_constants(program: Program) -> bool:
     """5. What is computed from constants alone becomes a constant, which can be cut (ALiBi's slopes, from arange)."""
-    values: dict[fx.Node, Any] = {}
-    with torch.no_grad():
-        for node in program.graph.nodes:
-            if node.op == "get_attr":
-                tensor = program.tensor(node)
-                if tensor is not None and not isinstance(tensor, torch.nn.Parameter):
-                    values[node] = tensor
-            elif node.op == "call_function" and _is_constant(node, values):
-                values[node] = node.target(
-                    *fx.map_arg(node.args, values.__getitem__), **fx.map_arg(node.kwargs, values.__getitem__)
-                )
+    constants = Constants(program, lambda node: isinstance(program.tensor(node), nn.Parameter))
     found = False
-    for node, value in values.items():
-        read = any(user not in values for user in node.users)
-        if node.op == "call_function" and read and isinstance(value, Tensor) and value.numel() <= FOLDED_AT_MOST:
-            constant = add_tensor(program, f"{node.name}_constant", value.clone())
-            constant.meta = {"val": node.meta["val"]}
-            node.replace_all_uses_with(constant)
+    for node in [*program.calls()]:
+        if node not in constants or all(user in constants for user in node.users):
+            continue
+        value = constants.value(node)
+        if isinstance(value, Tensor) and value.numel() <= FOLDED_AT_MOST:
+            folded = add_tensor(program, f"{node.name}_constant", value.clone())
+            folded.meta = {"val": node.meta["val"]}
+            node.replace_all_uses_with(folded)
             found = True
     return found
-
-
-def _is_constant(node: fx.Node, values: dict[fx.Node, Any]) -> bool:
-    target = node.target
-    if not isinstance(target, torch._ops.OpOverload):
-        return target is operator.getitem and node.args[0] in values
-    repeatable = not target._schema.is_mutable and torch.Tag.nondeterministic_seeded not in target.tags
-    return repeatable and all(source in values for source in node.all_input_nodes)
