@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
@@ -40,9 +41,9 @@ class Observed:
         if not values.numel():
             return
         values = _in_memory_order(values)
-        low, high = torch.aminmax(values)
-        self.finite &= bool(torch.isfinite(low) & torch.isfinite(high))  # both are NaN where one value is
-        self.low, self.high = min(self.low, float(low)), max(self.high, float(high))
+        low, high = map(float, torch.aminmax(values))
+        self.finite &= math.isfinite(low) and math.isfinite(high)  # both are NaN where one value is
+        self.low, self.high = min(self.low, low), max(self.high, high)
         # an odd stride does not fall in step with the even sizes of images and channels
         stride = (-(-values.numel() // PIECE) | 1) * self._thinning
         self._keep(values.flatten()[::stride])
