@@ -13,7 +13,15 @@ from planish.compiler.program import Program
 from planish.compiler.progress import Stages, stages
 from planish.compiler.training_data import TrainingData
 from planish.passes.training.history import History
-from planish.passes.training.model import Objective, Penalty, TrainedModel, computes_bf16, move, set_training
+from planish.passes.training.model import (
+    Objective,
+    Penalty,
+    TrainedModel,
+    computes_bf16,
+    demand_compiler,
+    move,
+    set_training,
+)
 from planish.passes.training.run import AfterStep, Metric, Prepare, Run
 from planish.passes.training.settings import Training
 from planish.passes.training.streams import generators_kept
@@ -65,7 +73,7 @@ def fit(
         stack.enter_context(torch.enable_grad())
         shown = progress or stack.enter_context(stages().shown())
         accelerator = _accelerator()
-        model = _model(program, objective, penalty, training.precision, accelerator.device)
+        model = _model(program, objective, penalty, training, accelerator.device)
         set_training(model.program, training.frozen_statistics)
         own_seed = seed if training.seed is None else training.seed
         run = Run(model, data, training, accelerator, own_seed, metric, after_step, prepare, shown)
@@ -82,7 +90,7 @@ def _accelerator() -> Accelerator:
 
 
 def _model(
-    program: Program, objective: Objective, penalty: Penalty | None, precision: str, device: torch.device
+    program: Program, objective: Objective, penalty: Penalty | None, training: Training, device: torch.device
 ) -> TrainedModel:
     """A copy of ``program`` on ``device``, with what is trained along."""
     program = program.copy()
@@ -91,5 +99,7 @@ def _model(
         for parameter in parameters:
             parameter.requires_grad_()
     move(program, device)
-    bf16 = computes_bf16(device) if precision == "auto" else precision == "bf16"
-    return TrainedModel(program, objective, penalty, bf16).to(device)
+    bf16 = computes_bf16(device) if training.precision == "auto" else training.precision == "bf16"
+    if training.compiled:
+        demand_compiler(device)
+    return TrainedModel(program, objective, penalty, bf16, training.compiled).to(device)

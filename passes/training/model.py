@@ -32,28 +32,59 @@ Penalty = Callable[[Program], Mapping[str, Tensor]]
 class TrainedModel(nn.Module):
     """Program, objective and penalty in one forward: ``batch`` -> loss terms."""
 
-    def __init__(self, program: Program, objective: Objective, penalty: Penalty | None, bf16: bool) -> None:
+    def __init__(
+        self, program: Program, objective: Objective, penalty: Penalty | None, bf16: bool, compiled: bool = False
+    ) -> None:
         super().__init__()
         self.graph_module = program.graph_module
         self.companion = objective if isinstance(objective, nn.Module) else None
         self.program = program
         self._objective, self._penalty, self._bf16 = objective, penalty, bf16
         self._channels_last = suits_channels_last(program)
+        self._compiled = compiled
+        self._made: Callable[..., Any] | None = None
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         inputs = channels_last(batch.inputs) if self._channels_last else batch.inputs
+        run = self._compilation() if self._compiled else self.graph_module
         if self._bf16:
             with torch.autocast(self._device_type(), torch.bfloat16):
-                outputs = convert_to_fp32(inputs.call(self.graph_module))
+                outputs = convert_to_fp32(inputs.call(run))
         else:
-            outputs = inputs.call(self.graph_module)
+            outputs = inputs.call(run)
         terms = dict(self._objective(outputs, batch))
         if self._penalty is not None:
             terms.update(self._penalty(self.program))
         return terms
 
+    def _compilation(self) -> Callable[..., Any]:
+        """The Program in training by torch.compile: with the same tensors, and the same random numbers.
+
+        Its graph is a copy: evaluation rewrites that of the Program, which would have it compiled anew each time.
+        """
+        if self._made is None:
+            forward: Any = self.program.fork().graph_module.forward
+            self._made = torch.compile(forward, dynamic=False, options={"fallback_random": True})
+        return self._made
+
     def _device_type(self) -> str:
         return next(self.graph_module.parameters()).device.type
+
+
+def demand_compiler(device: torch.device) -> None:
+    """Raise UserError unless torch.compile finds what it builds kernels for ``device`` with."""
+    from torch._inductor.cpp_builder import get_cpp_compiler  # slow to import, and not needed without compiling
+    from torch._inductor.exc import InvalidCxxCompiler
+    from torch.utils._triton import has_triton
+
+    told = "Training(compiled=True), or leave that out"
+    if device.type != "cpu" and not has_triton():
+        raise UserError(f"Install triton for {told}.")
+    if device.type == "cpu":
+        try:
+            get_cpp_compiler()
+        except InvalidCxxCompiler as failure:
+            raise UserError(f"Install a C++ compiler for {told}: torch finds none ({failure}).") from failure
 
 
 def masked(masks: Mapping[str, Tensor]) -> Callable[[Program, float], None]:

@@ -39,6 +39,8 @@ class Training:
     ``accumulation``: batches of the loader in one step, their gradients averaged over rows.
     ``clip_norm``: largest L2 norm of all gradients together.
     ``precision``: ``bf16`` (autocast), ``fp32``, or ``auto``: bf16 where the processor computes it natively.
+    ``compiled``: forward and backward are compiled by torch.compile, which needs a C++ compiler (on GPUs Triton) and a
+        minute at the start: for longer trainings. Anew for each size of a batch: give the loader ``drop_last=True``.
     ``averaging``: decay of an exponential moving average of the weights; the average is what is evaluated and returned.
     ``frozen_statistics``: batch norms keep their running statistics, and normalize with them.
 
@@ -61,6 +63,7 @@ class Training:
     accumulation: int = 1
     clip_norm: float | None = None
     precision: str = "auto"
+    compiled: bool = False
     averaging: float | None = None
     frozen_statistics: bool = False
     evaluate_every: int | None = None
@@ -81,7 +84,8 @@ class Training:
         for name in ("warmup", "averaging"):
             self._demand(name, "a number of at least 0 and below 1", lambda value: _is_real(value) and 0 <= value < 1)
         self._demand("seed", "a whole number of at least 0", lambda value: _is_whole(value) and value >= 0)
-        self._demand("frozen_statistics", "True or False", lambda value: isinstance(value, bool))
+        for name in ("compiled", "frozen_statistics"):
+            self._demand(name, "True or False", lambda value: isinstance(value, bool))
         self._demand("checkpoint", "the path of a folder", lambda value: isinstance(value, str))
         for name, choices in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("precision", PRECISIONS)):
             value = getattr(self, name)
