@@ -1,6 +1,7 @@
 """What is left of a model when channels are removed: accuracy after a short recovery, and time at equal MACs.
 
 python -m benchmarks.pruning_accuracy cifar --folder out/pruning      # continues where it was killed
+python -m benchmarks.pruning_accuracy one-shot                        # no training: weights fitted, or left alone
 python -m benchmarks.pruning_accuracy resnet50
 """
 
@@ -8,11 +9,13 @@ from __future__ import annotations
 
 import copy
 import json
+import time
 from enum import StrEnum
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
+import torch
 import typer
 from torch import Tensor, nn
 
@@ -23,11 +26,12 @@ from benchmarks.peers import export_float
 from benchmarks.tables import machine, show, write_json
 from benchmarks.timing import Contestant, paired_timings
 from benchmarks.zoo_cases import load_case, zoo
-from planish.compiler.calibration import Calibration
+from planish.compiler.calibration import GIVEN, Calibration
 from planish.compiler.contracts import Context, Pass
 from planish.compiler.cost import totals
 from planish.compiler.inputs import Inputs
 from planish.compiler.targets import find_profile
+from planish.passes.distill.losses import Loss
 
 TARGET = "local"
 app = typer.Typer()
@@ -50,6 +54,8 @@ def cifar(
     granularity: Annotated[int, typer.Option(help="Multiple of all widths.")] = 4,
     keep: Annotated[list[str] | None, typer.Option(help="Modules whose channels stay.")] = None,
     views: Annotated[int, typer.Option(help="Different epochs, whose answers by the whole model are kept.")] = 8,
+    features: Annotated[float, typer.Option(help="Weight of the distance to the outputs of the stages.")] = 0.0,
+    compiled: Annotated[bool, typer.Option("--compiled", help="Train by torch.compile.")] = False,
     batches: Annotated[int | None, typer.Option(help="Of an epoch; fewer for a smoke test.")] = None,
     scored: Annotated[int | None, typer.Option(help="Test images; fewer for a smoke test.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json")] = None,
@@ -71,9 +77,10 @@ def cifar(
             ),
         }[parts]
         name = "-".join([f"{speedup:g}x", parts, criterion, str(granularity), *(keep or ())])
-        place = folder / f"{name}-{views}-views-{minutes:g}min.json"
+        name += f"-{features:g}-features" if features else f"-{views}-views"
+        place = folder / f"{name}-{minutes:g}min.json"
         if not place.exists():
-            row = recovered(case.model, data, prune, minutes, folder / place.stem)
+            row = recovered(case.model, data, prune, minutes, features, compiled, folder / place.stem)
             program = row.pop("program")
             row |= {"parts": parts, "top-1 %": top1(program, images, truth), "images": len(truth)}
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -88,15 +95,20 @@ def cifar(
     write_json(json_file, "pruning accuracy", rows, notes)
 
 
-def recovered(model: nn.Module, data: Augmented, prune: Pass, minutes: float, place: Path) -> dict[str, Any]:
+def recovered(
+    model: nn.Module, data: Augmented, prune: Pass, minutes: float, features: float, compiled: bool, place: Path
+) -> dict[str, Any]:
     """One row of the table, with the Program that was made."""
     training = planish.Training(
-        minutes=minutes, learning_rate=0.02, warmup=0.03, averaging=0.998, checkpoint=str(place)
+        minutes=minutes, learning_rate=0.02, warmup=0.03, averaging=0.998, checkpoint=str(place), compiled=compiled
     )
-    losses = [planish.SoftTargets(temperature=4.0, weight=0.9), planish.HardLabels(weight=0.1)]
+    losses: list[Loss] = [planish.SoftTargets(temperature=4.0, weight=0.9), planish.HardLabels(weight=0.1)]
+    if features:  # between stages as wide as before, which --keep has to see to, or else by projectors
+        losses.append(planish.Features(pairs=("layer1", "layer2", "layer3"), weight=features))
     distill = planish.Distill(
-        losses=losses, inner=[prune], training=training, cache=str(place / "answers"), diagnosis=False
-    )
+        losses=losses, inner=[prune], training=training, cache=None if features else str(place / "answers"),
+        diagnosis=False,
+    )  # fmt: skip
     result = planish.compile(model, target=TARGET, example_inputs=(data.images[:2],), train=data, passes=[distill])
     before, after = result.report.baseline, result.report.result
     assert before is not None and after is not None and before.latency is not None and after.latency is not None
@@ -106,8 +118,39 @@ def recovered(model: nn.Module, data: Augmented, prune: Pass, minutes: float, pl
         "fp32 ms": after.latency.median_ms,
         "of whole": after.latency.median_ms / before.latency.median_ms,
         "minutes": minutes,
+        "threads": torch.get_num_threads(),
         "program": result.program,
     }
+
+
+# ---------------------------------------------------------------------- without training
+
+
+@app.command()
+def one_shot(
+    cases: Annotated[str, typer.Option(help="Of the zoo, in commas.")] = "resnet20-cifar10,resnet44-cifar10",
+    speedups: Annotated[str, typer.Option(help="How many times fewer MACs.")] = "1.2,1.5,2",
+    json_file: Annotated[Path | None, typer.Option("--json")] = None,
+) -> None:
+    """Channels removed by l2 at once, on 64 rows of calibration data: weights as the cut leaves them, and fitted."""
+    rows = []
+    for name in cases.split(","):
+        case = load_case(name)
+        program = planish.trace(case.model, Inputs((case.inputs[:2],)))
+        data = Calibration([Inputs((images,)) for images in case.calibration.split(8)], GIVEN)
+        for speedup in map(float, speedups.split(",")):
+            row: dict[str, Any] = {"case": name, "whole, top-1 %": 100 * case.recorded}
+            for told, reconstruct in (("cut", 0), ("fitted", 64)):
+                context = Context(find_profile(TARGET), None, data)
+                start = time.perf_counter()
+                prune = planish.PruneChannels(1 - 1 / speedup, granularity=4, reconstruct=reconstruct)
+                left = prune.run(program, context).eval()
+                row |= {"MACs": totals(program).macs / totals(left).macs, f"{told}, s": time.perf_counter() - start,
+                        f"{told}, top-1 %": top1(left, case.inputs, case.labels)}  # fmt: skip
+            rows.append(row)
+    notes = [machine()["cpu"], "No training. The test images are only scored."]
+    show("Pruned at once", rows, notes)
+    write_json(json_file, "one-shot pruning", rows, notes)
 
 
 # ---------------------------------------------------------------------- time at equal MACs

@@ -210,6 +210,16 @@ def add_tensor(program: Program, name: str, tensor: Tensor) -> fx.Node:
     return node
 
 
+def replace_tensor(program: Program, node: fx.Node, values: Tensor) -> None:
+    """``values`` for the tensor that ``node`` reads, under all names that it has; the old one is not written into."""
+    old = program.tensor(node)
+    assert old is not None
+    values = values.to(old)
+    new = nn.Parameter(values, old.requires_grad) if isinstance(old, nn.Parameter) else values
+    for each in [each for each in program.graph.nodes if program.tensor(each) is old]:
+        set_tensor(program.graph_module, str(each.target), new)
+
+
 # ---------------------------------------------------------------------- where a node comes from
 
 

@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from planish.compiler.contracts import Context, Pass, Proposal, Situation, Stage
-from planish.compiler.coupling.cut import cut
+from planish.compiler.coupling.cut import Removed, cut, left_of_tensors
 from planish.compiler.coupling.groups import Coupling, couple
 from planish.compiler.errors import UserError, closest
 from planish.compiler.program import Program
 from planish.passes.pruning.criteria import CRITERIA, OwnCriterion
+from planish.passes.pruning.gradients import has_data, rows_of
 from planish.passes.pruning.measures import MEASURES
 from planish.passes.pruning.names import check_names, keeping
 from planish.passes.pruning.proposal import propose_channels
+from planish.passes.pruning.reconstruct import reconstruct
 from planish.passes.pruning.schedules import Gradual, GroupLasso, Penalty
 from planish.passes.pruning.selection import select
 from planish.passes.pruning.sensitivity import measure_sensitivity
@@ -33,6 +35,7 @@ class PruneChannels(Pass):
     2. ``criterion`` scores each unit of a group over all weights that it owns.
     3. ``allocation`` decides how many units each group loses, without cutting.
     4. ``cut`` removes them, and rewrites every size in the graph.
+    5. ``reconstruct`` fits the weights of layers that read fewer channels to what they gave with all of them.
 
     ``ratio``: the share to remove, of ``of``: ``macs``, ``parameters``, or ``latency`` (estimated, of the target).
     ``criterion``: ``l1``, ``l2``, ``lamp``, ``fpgm``, ``batch-norm``, ``random``; with data ``taylor``, ``hessian``;
@@ -45,6 +48,8 @@ class PruneChannels(Pass):
     ``ratios``: group name or pattern -> share of its units to remove, instead of what is allocated.
     ``minimum_width``: narrower than this no axis becomes. ``most``: the largest share of its size that an axis loses.
     ``samples``: rows of data that a criterion with gradients reads.
+    ``reconstruct``: rows of data that weights are fitted on where some is given (for training, else for calibration),
+        up to whole batches; 0: weights stay as they are.
     ``before``: training towards zero before the first cut, ``GroupLasso(…)``.
     ``schedule``: cuts in steps with training after each, ``Gradual(…)``; None: one cut and no training.
     """
@@ -63,6 +68,7 @@ class PruneChannels(Pass):
     minimum_width: int = 1
     most: float = 0.9
     samples: int = 128
+    reconstruct: int = 64
     before: GroupLasso | None = None
     schedule: Gradual | None = None
 
@@ -86,9 +92,10 @@ class PruneChannels(Pass):
             raise UserError(f"Give keep a tuple of names: ({self.keep!r},).")
         for name in ("granularity", "minimum_width", "samples"):
             value = getattr(self, name)
-            whole = isinstance(value, int) and not isinstance(value, bool)
-            if not isinstance(value, str) and not (whole and value >= 1):
+            if not isinstance(value, str) and not _is_whole(value, 1):
                 raise UserError(f"Give {self.name} {name} a whole number of at least 1, not {value!r}.")
+        if not _is_whole(self.reconstruct, 0):
+            raise UserError(f"Give {self.name} reconstruct a number of rows of at least 0, not {self.reconstruct!r}.")
 
     @classmethod
     def propose(cls, situation: Situation) -> Proposal:
@@ -108,10 +115,23 @@ class PruneChannels(Pass):
             selection = select(self, coupling, context, progress, start, known)
             start = selection.start
             program = cut(coupling, selection.removed)
+            self._reconstruct(program, coupling, selection.removed, context)
             if self.schedule is not None:
                 program = recover(program, context, self.schedule.training.part(f"step-{step}")).program
         tell(selection, self, context)
         return program
+
+    def _reconstruct(self, program: Program, coupling: Coupling, removed: Removed, context: Context) -> None:
+        batches = [*rows_of(program, context, self.reconstruct)] if self.reconstruct and has_data(context) else []
+        if len(batches) < 2:  # one to fit to, one to see whether that helps
+            return
+        fitted = reconstruct(program, coupling.program, left_of_tensors(coupling, removed), batches)
+        if fitted:
+            before, after = (sum(errors) / len(fitted) for errors in zip(*fitted, strict=True))
+            context.notes.append(
+                f"Fitted {len(fitted)} layers to what they gave with all channels: on rows held out they were "
+                f"off by {before:.0%} of its mean square before, {after:.0%} after."
+            )
 
     def _coupled(self, program: Program, context: Context) -> Coupling:
         coupling = couple(program, context.coupling_rules)
@@ -126,6 +146,10 @@ class PruneChannels(Pass):
             return program
         penalty = Penalty(coupling, groups, lasso.strength)
         return recover(coupling.program, context, lasso.training.part("before"), penalty=penalty).program
+
+
+def _is_whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def _demand_share(name: str, value: Any) -> None:

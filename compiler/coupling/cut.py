@@ -36,8 +36,21 @@ def cut(coupling: Coupling, removed: Removed) -> Program:
     for node in graph.nodes:
         node.meta.pop("val", None)
     program = coupling.program.with_graph(graph)
-    _select(program, coupling, kept)
+    _select(program, _masks(coupling, kept))
     return program
+
+
+def left_of_tensors(coupling: Coupling, removed: Removed) -> dict[str, dict[int, Mask]]:
+    """Name of a tensor that loses some -> axis -> which of its indices are left."""
+    return _masks(coupling, _Kept(removed))
+
+
+def _masks(coupling: Coupling, kept: _Kept) -> dict[str, dict[int, Mask]]:
+    masks = {
+        name: {axis: mask for axis, dim in enumerate(shape) if (mask := kept.mask(dim)) is not None and not mask.all()}
+        for name, shape in coupling.tensors.items()
+    }
+    return {name: of_axes for name, of_axes in masks.items() if of_axes}
 
 
 class _Kept:
@@ -75,16 +88,14 @@ class _Kept:
         return kept
 
 
-def _select(program: Program, coupling: Coupling, kept: _Kept) -> None:
+def _select(program: Program, left: Mapping[str, Mapping[int, Mask]]) -> None:
     """Every tensor without what goes; tied ones stay tied."""
     made: dict[int, Tensor] = {}
-    for name, shape in coupling.tensors.items():
-        masks = {axis: mask for axis, dim in enumerate(shape) if (mask := kept.mask(dim)) is not None}
-        if masks:
-            whole = get_attribute(program.graph_module, name)
-            if id(whole) not in made:
-                made[id(whole)] = _selected(whole, masks)
-            set_tensor(program.graph_module, name, made[id(whole)])
+    for name, masks in left.items():
+        whole = get_attribute(program.graph_module, name)
+        if id(whole) not in made:
+            made[id(whole)] = _selected(whole, masks)
+        set_tensor(program.graph_module, name, made[id(whole)])
 
 
 def _selected(tensor: Tensor, masks: Mapping[int, Mask]) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
+from planish.compiler.calibration import GIVEN
 from planish.compiler.contracts import Context
 from planish.compiler.errors import UserError
 from planish.compiler.inputs import Inputs
@@ -46,6 +47,11 @@ def rows_of(program: Program, context: Context, rows: int) -> Iterator[Inputs]:
     return (piece.inputs for piece in _pieces(program, context, rows, 8))
 
 
+def has_data(context: Context) -> bool:
+    """Whether the user gave any: drawn inputs tell nothing of what matters."""
+    return context.train is not None or context.calibration.origin == GIVEN
+
+
 def _pieces(program: Program, context: Context, rows: int, at_once: int) -> Iterator[Batch]:
     left = rows
     for batch in _batches(program, context):
@@ -59,15 +65,15 @@ def _pieces(program: Program, context: Context, rows: int, at_once: int) -> Iter
 
 
 def _batches(program: Program, context: Context) -> Iterator[Batch]:
-    if context.train is not None:
-        yield from context.train.batches(program)
-    elif context.calibration.origin == "given":
-        yield from (Batch(inputs) for inputs in context.calibration)
-    else:
+    if not has_data(context):
         raise UserError(
             "Pass train=loader or calibration=loader to planish.compile: what matters here is told by data. "
             "Criteria for channels that look at weights alone are l1, l2, lamp, fpgm and batch-norm."
         )
+    if context.train is not None:
+        yield from context.train.batches(program)
+    else:
+        yield from (Batch(inputs) for inputs in context.calibration)
 
 
 def _projection(outputs: object, seed: int) -> Tensor:

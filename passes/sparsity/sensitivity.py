@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 from planish.compiler.inputs import Inputs
-from planish.compiler.program import Program
+from planish.compiler.program import Program, replace_tensor
 from planish.compiler.verify import compare, outputs_of, worst_snr
 from planish.passes.sparsity.criteria import kept_share, magnitude
 from planish.passes.sparsity.layers import Layer
 from planish.passes.sparsity.patterns import Pattern
-from planish.passes.sparsity.walk import replace_weight, weight_of
+from planish.passes.sparsity.walk import weight_of
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def sensitivities(
         matrix = layer.matrix(weight_of(program, layer))
         pruned, keep = magnitude(matrix, None, pattern, share)
         alone = program.fork()
-        replace_weight(alone, layer, layer.weight(pruned))
+        replace_tensor(alone, layer.uses[0].weight, layer.weight(pruned))
         snr = worst_snr(compare(expected, outputs_of(alone, batches)))
         with torch.no_grad():
             scored = float(metric(alone)) if metric is not None else None

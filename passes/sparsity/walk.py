@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor
 
 from planish.compiler.errors import UserError
 from planish.compiler.inputs import Inputs
-from planish.compiler.program import Program, set_tensor
+from planish.compiler.program import Program, replace_tensor
+from planish.passes.side_by_side import OneBatch
 from planish.passes.sparsity.criteria import Criterion
 from planish.passes.sparsity.inputs import rows_of
 from planish.passes.sparsity.layers import Layer, Use
@@ -28,17 +28,9 @@ def weight_of(program: Program, layer: Layer) -> Tensor:
     return weight.detach()
 
 
-def replace_weight(program: Program, layer: Layer, weight: Tensor) -> None:
-    """Give ``layer`` another weight, under all names that it has; the old one is not written into."""
-    old = program.tensor(layer.uses[0].weight)
-    new = nn.Parameter(weight, old.requires_grad) if isinstance(old, nn.Parameter) else weight
-    for node in [node for node in program.graph.nodes if program.tensor(node) is old]:
-        set_tensor(program.graph_module, str(node.target), new)
-
-
 def prune_by_weights(program: Program, layers: Sequence[Layer], prune: Prune) -> None:
     for layer in layers:
-        replace_weight(program, layer, prune(layer, weight_of(program, layer), None))
+        replace_tensor(program, layer.uses[0].weight, prune(layer, weight_of(program, layer), None))
 
 
 def prune_by_inputs(
@@ -51,7 +43,7 @@ def prune_by_inputs(
     """
     uses = {use.node: (layer, use) for layer in layers for use in layer.uses}
     last = {layer.uses[-1].node for layer in layers}
-    runs = [_Run(program, inputs) for inputs in batches]
+    runs = [OneBatch(program, inputs) for inputs in batches]
     if not runs:
         raise UserError("Pass calibration data with at least one batch; the iterable is empty.")
     seen: dict[Layer, Tensor] = {}
@@ -61,36 +53,13 @@ def prune_by_inputs(
             observed = _observe(layer, use, criterion, runs)
             seen[layer] = seen[layer] + observed if layer in seen else observed
             if node in last:
-                replace_weight(program, layer, prune(layer, weight_of(program, layer), seen.pop(layer)))
+                pruned = prune(layer, weight_of(program, layer), seen.pop(layer))
+                replace_tensor(program, layer.uses[0].weight, pruned)
         for run in runs:
             run.step(node)
 
 
-class _Run(fx.Interpreter):
-    """One batch on its way through the graph."""
-
-    def __init__(self, program: Program, inputs: Inputs) -> None:
-        super().__init__(program.graph_module)
-        self.args_iter = iter(inputs.leaves())
-
-    def step(self, node: fx.Node) -> None:
-        if node.op != "output":
-            self.env[node] = self.run_node(node)
-        for done in self.user_to_last_uses.get(node, ()):
-            del self.env[done]
-
-    def value(self, node: fx.Node) -> Any:
-        """Weights are read where they are used: they may have been replaced since."""
-        return self.fetch_attr(str(node.target)) if node.op == "get_attr" else self.env[node]
-
-    def run_node(self, n: fx.Node) -> Any:
-        return None if n.op == "get_attr" else super().run_node(n)
-
-    def map_nodes_to_values(self, args: Any, n: fx.Node) -> Any:
-        return fx.map_arg(args, self.value)
-
-
-def _observe(layer: Layer, use: Use, criterion: Criterion, runs: Sequence[_Run]) -> Tensor:
+def _observe(layer: Layer, use: Use, criterion: Criterion, runs: Sequence[OneBatch]) -> Tensor:
     """The sum of the criterion's statistic over all runs."""
     assert criterion.observe is not None
     at_most = max(1, -(-ROWS // len(runs)))
