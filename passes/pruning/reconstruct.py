@@ -8,7 +8,7 @@ fit does not see decide how far the weights may move.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -26,7 +26,7 @@ from planish.passes.sparsity.layers import Layer, find_layers, weight_name
 
 ROWS = 1 << 13
 """Rows of inputs for each layer, evenly chosen; four for each weight of a channel where that is more."""
-DAMPING = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+DAMPING = (1e-3, 1e-2, 1e-1)
 """How strongly the weights are held where they are, in units of the mean square of the inputs."""
 HELD_OUT = 4
 """Of so many batches one is not fitted to."""
@@ -97,11 +97,12 @@ class _Pair:
 
     def fit(self, program: Program, seen: _Sums, held_out: _Sums) -> Fitted:
         """Replace weight and bias, held to what they are as does best on rows that are held out."""
-        choices = [self.start, *(seen.solved(self.start, damping) for damping in DAMPING)]
+        choices = [self.start, *seen.solved(self.start, DAMPING)]
         errors = [held_out.error(choice) for choice in choices]
         best = min(range(len(errors)), key=errors.__getitem__)
         if best:
-            self._put(program, (seen + held_out).solved(self.start, DAMPING[best - 1]))
+            (solution,) = (seen + held_out).solved(self.start, DAMPING[best - 1 : best])
+            self._put(program, solution)
         return Fitted(errors[0], errors[best])
 
     def _put(self, program: Program, solution: Tensor) -> None:
@@ -162,7 +163,8 @@ def _observed(pair: _Pair, runs: Sequence[tuple[OneBatch, OneBatch]]) -> tuple[_
             return None
         y, held_out = before @ pair.wanted, index % HELD_OUT == 1
         found = _Sums((x.mT @ x).double(), (x.mT @ y).double(), float(y.double().square().sum()))
-        if not (math.isfinite(found.squares) and bool(found.gram.isfinite().all())):
+        squares = float(found.gram.diagonal(dim1=1, dim2=2).sum()) + found.squares
+        if not math.isfinite(squares):
             raise UserError(f"Check the data and the model: {pair.cut.name} has infinite or NaN values on it.")
         sums[held_out] = sums[held_out] + found if held_out in sums else found
     return sums[False], sums[True]
@@ -189,12 +191,14 @@ class _Sums:
     def __add__(self, other: _Sums) -> _Sums:
         return _Sums(self.gram + other.gram, self.cross + other.cross, self.squares + other.squares)
 
-    def solved(self, start: Tensor, damping: float) -> Tensor:
-        """[groups, columns, rows]: minimizes |XW - Y|^2 + damping * mean square of X * |W - start|^2."""
+    def solved(self, start: Tensor, dampings: Sequence[float]) -> Iterator[Tensor]:
+        """[groups, columns, rows]: each minimizes |XW - Y|^2 + damping * mean square of X * |W - start|^2."""
         held = self.gram.diagonal(dim1=1, dim2=2).mean(1).clamp_min(torch.finfo(torch.float64).tiny ** 0.5)
-        damped = self.gram + torch.diag_embed((damping * held)[:, None].expand(self.gram.shape[:2]))
         missing = self.cross - self.gram @ start.double()
-        return start + torch.cholesky_solve(missing, torch.linalg.cholesky(damped)).to(start)
+        for damping in dampings:
+            damped = self.gram.clone()
+            damped.diagonal(dim1=1, dim2=2).add_(damping * held[:, None])
+            yield start + torch.cholesky_solve(missing, torch.linalg.cholesky(damped)).to(start)
 
     def error(self, weights: Tensor) -> float:
         """|XW - Y|^2 over |Y|^2."""
