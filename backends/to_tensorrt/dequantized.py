@@ -98,13 +98,15 @@ def text(node: ir.Node, name: str, default: str) -> str:
 def _commutes(node: ir.Node) -> bool:
     """Some of COMMUTING do so under conditions.
 
-    1. A cast to a float type alone.
+    1. A cast to FP16 alone: behind one from FP16 to FP32 layers run in float.
     2. A padding with zeros becomes part of the convolution that reads it, and that nothing else reads it with.
     3. A max pool right behind a DequantizeLinear whose values are quantized again joins that quantization: it pools
        floats for its other readers. With an operator in between (a transposition) it does not.
     """
     if node.op_type == "Cast":
-        return integer(node, "to", 0) in (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+        source, wanted = node.inputs[0], integer(node, "to", 0)
+        same = source is not None and source.dtype == wanted
+        return same or wanted == ir.DataType.FLOAT16
     if node.op_type == "Pad" and text(node, "mode", "constant") == "constant":
         return _pads_with_zeros(node) and _part_of_a_convolution(node)
     return node.op_type != "MaxPool" or not (_right_behind_integers(node) and _quantized_again(node))

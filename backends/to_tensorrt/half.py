@@ -7,7 +7,8 @@ in 32, between casts. A node stays if
 2. ONNX has it in FP32 alone, or a constant of it lies outside the range of normal numbers (an epsilon, a mask of
    -3e38; scales of Q/DQ too);
 3. some finite value that it reads or makes on the sample inputs comes within a factor of four of the largest number;
-4. no float input of the graph and no table is behind it: positions and masks, which are whole numbers, and cheap.
+4. no float input of the graph and no table is behind it: positions and masks, which are whole numbers, and cheap;
+5. it dequantizes what a layer reads that stays.
 
 What only moves values goes with its input.
 """
@@ -75,9 +76,11 @@ class _Halving:
 
     def run(self) -> None:
         originals = [*self._graph.initializers.values()]
-        wanted = {node: self._stays(node) for node in self._graph}  # before any type changes
-        for node, stays in wanted.items():
-            self._convert(node, FLOAT if stays else HALF)
+        staying = {node for node in self._graph if self._stays(node)}  # before any type changes
+        for layer in [node for node in staying if node.op_type in LAYERS]:
+            staying.update(_dequantizers(layer))
+        for node in [*self._graph]:
+            self._convert(node, FLOAT if node in staying else HALF)
         for at, value in enumerate(self._graph.outputs):
             if value.dtype is HALF and value in self._floats:
                 self._graph.outputs[at] = self._output(value)
@@ -165,6 +168,22 @@ class _Halving:
         made = self._cast(value, FLOAT, next(iter(self._graph)))
         made.name = name
         return made
+
+
+def _dequantizers(layer: ir.Node) -> list[ir.Node]:
+    """What dequantizes operands of ``layer``, and what moves these in between.
+
+    Behind a cast from FP16 to FP32 the builder runs a layer in float; the other way round it does not.
+    """
+    found: list[ir.Node] = []
+    for operand in layer.inputs[:2]:
+        path, node = list[ir.Node](), operand.producer() if operand is not None else None
+        while node is not None and node.op_type in _MOVES:
+            path.append(node)
+            node = node.inputs[0].producer() if node.inputs[0] is not None else None
+        if node is not None and node.op_type == "DequantizeLinear":
+            found += [*path, node]
+    return found
 
 
 @functools.cache

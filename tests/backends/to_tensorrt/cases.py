@@ -117,7 +117,31 @@ LAYERS: dict[str, Case] = {
 }
 """What runs in INT8."""
 
+HALF_SCALE = np.array(0.01, np.float16)
+
+
+def _half_image(g: Graph) -> str:
+    return g.quantized(g.op("Cast", g.input(*IMAGE), to=10), HALF_SCALE)  # type: ignore[arg-type]
+
+
+def _half_weight(g: Graph) -> str:
+    return g.dequantize(g.constant(np.ones((32, 32, 3, 3), np.int8)), HALF_SCALE)
+
+
+def _to_half(g: Graph, x: str) -> str:
+    return g.op("Cast", x, to=10)
+
+
+def _to_float(g: Graph, x: str) -> str:
+    return g.op("Cast", x, to=1)
+
+
 COMMUTING: dict[str, Case] = {
+    "input and weights cast to half": lambda g: _to_float(
+        g, conv(g, _to_half(g, image(g)), _to_half(g, g.weight(32, 32, 3, 3)))
+    ),
+    "weights cast to half": lambda g: _to_float(g, conv(g, _half_image(g), _to_half(g, g.weight(32, 32, 3, 3)))),
+    "input cast to half": lambda g: _to_float(g, conv(g, _to_half(g, image(g)), _half_weight(g))),
     "reshape": _behind(lambda g, x: g.op("Reshape", x, g.ints(1, 16, 16, 8)), 16),
     "flatten": _behind(lambda g, x: g.op("Reshape", g.op("Flatten", x), g.ints(*IMAGE))),
     "transpose": _behind(lambda g, x: g.op("Transpose", x, perm=[0, 1, 3, 2])),
@@ -149,6 +173,10 @@ COMMUTING: dict[str, Case] = {
 """What runs in INT8 although an operator stands between."""
 
 IN_FLOAT: dict[str, tuple[Case, str]] = {
+    "input cast from half": (
+        lambda g: conv(g, _to_float(g, _half_image(g)), g.weight(32, 32, 3, 3)), "quantize-all-inputs",
+    ),
+    "weights cast from half": (lambda g: conv(g, image(g), _to_float(g, _half_weight(g))), "quantize-all-inputs"),
     "weights only": (lambda g: conv(g, g.input(*IMAGE), g.weight(32, 32, 3, 3)), "quantize-all-inputs"),
     "input only": (lambda g: conv(g, image(g), g.floats(32, 32, 3, 3)), "quantize-all-inputs"),
     "matmul, weights only": (lambda g: g.op("MatMul", g.input(8, 64), g.weight(64, 32, axis=1)), "quantize-all-inputs"),

@@ -62,7 +62,7 @@ class Graph:
         return self._qdq("DequantizeLinear", x, scale, zero, axis, dtype)
 
     def _qdq(self, kind: str, x: str, scale: Any, zero: int, axis: int | None, dtype: Any) -> str:
-        scales = np.asarray(scale, np.float32)
+        scales = scale if isinstance(scale, np.ndarray) else np.asarray(scale, np.float32)
         attributes = {} if axis is None else {"axis": axis}
         return self.op(kind, x, self.constant(scales), self.constant(np.full(scales.shape, zero, dtype)), **attributes)
 

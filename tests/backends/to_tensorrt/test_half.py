@@ -166,6 +166,38 @@ class Net(nn.Module):
         return result
 
 
+class Growing(nn.Module):
+    """The second convolution gives what float16 does not hold; the third one's weights are too small for its scales."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(32, 32, 3, padding=1, bias=False) for _ in range(4))
+        with torch.no_grad():
+            for weight, size in zip(self.parameters(), (1, 1e6, 1e-6, 1), strict=True):
+                weight.mul_(size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for conv in self.convs:
+            x = conv(x)
+        return x
+
+
+def test_no_cast_parts_a_layer_that_stays_in_32_bits_from_what_dequantizes_its_operands(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    target, x = profile(tensorrt=">=11.4,<12"), torch.randn(2, 32, 16, 16)
+    result = planish.compile(Growing().eval(), target, x, passes=[QuantizeInt8()], output=tmp_path / "artifact")
+    model = ir.load(tmp_path / "artifact" / "model.onnx")
+    layers = [node for node in model.graph if node.op_type == "Conv"]
+    assert {node.outputs[0].dtype for node in layers} == {ir.DataType.FLOAT, ir.DataType.FLOAT16}
+    for node in layers:
+        for value in node.inputs[:2] if node.outputs[0].dtype is ir.DataType.FLOAT else ():
+            source = value.producer() if value is not None else None
+            assert source is not None and source.op_type == "DequantizeLinear"
+    if rtx.is_installed():
+        assert result.report.runtime_decisions == []
+        assert any("4 of 4 layers planned in INT8 run in INT8" in note for note in result.report.notes)
+
+
 @pytest.mark.parametrize("passes", [[], [QuantizeInt8()]], ids=["float", "int8"])
 def test_a_profile_of_tensorrt_11_gets_half_and_nvidias_builder_runs_it_so(
     passes: list[QuantizeInt8], tmp_path: Path
