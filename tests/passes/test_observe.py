@@ -41,6 +41,7 @@ DEGENERATE = {
     "one value": torch.tensor([0.25]),
     "all negative": -torch.rand(300) - 1,
     "tiny": torch.full((10,), 1e-38),
+    "all but zero": torch.tensor([1.4e-42, 3e-43, 0.0]),
     "the minimum of a mask": torch.tensor([torch.finfo(torch.float32).min, 1.0]),
 }
 
