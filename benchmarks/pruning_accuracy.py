@@ -77,7 +77,7 @@ def cifar(
             ),
         }[parts]
         name = "-".join([f"{speedup:g}x", parts, criterion, str(granularity), *(keep or ())])
-        name += f"-{features:g}-features" if features else f"-{views}-views"
+        name += (f"-{features:g}-features" if features else f"-{views}-views") + ("-compiled" if compiled else "")
         place = folder / f"{name}-{minutes:g}min.json"
         if not place.exists():
             row = recovered(case.model, data, prune, minutes, features, compiled, folder / place.stem)

@@ -164,7 +164,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 def sums(folder: Path, lowered: Lowered) -> dict[str, File]:
     """SHA-256 and size of each file that the backend made."""
     return {
-        name: File(sha256=_sha256(folder / name), size_bytes=(folder / name).stat().st_size)
+        name: File(sha256=sha256_of(folder / name), size_bytes=(folder / name).stat().st_size)
         for name in sorted(lowered.files)
     }
 
@@ -192,11 +192,11 @@ def _check(folder: Path, name: str, file: File) -> None:
         raise UserError(f"Refused: the manifest of {folder} names a file outside of it ({name}).")
     if not path.is_file():
         raise UserError(f"Compile again: {path} is missing.")
-    if _sha256(path) != file.sha256:
+    if sha256_of(path) != file.sha256:
         raise UserError(f"Compile again: {path} is damaged (its SHA-256 is not the manifest's).")
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

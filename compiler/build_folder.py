@@ -6,7 +6,6 @@ model stands in build.json.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Sequence
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from planish.compiler.artifact import planish_version
+from planish.compiler.artifact import planish_version, sha256_of
 from planish.compiler.hardware import UNIT_KINDS, HardwareProfile
 
 SCRIPTS = Path(__file__).parent / "scripts" / "on_device"
@@ -58,7 +57,7 @@ def description(
         **more,
         "inputs": [*inputs],
         "outputs": [*outputs],
-        "files": {name: _sha256(folder / name) for name in files},
+        "files": {name: sha256_of(folder / name) for name in files},
     }
 
 
@@ -93,8 +92,3 @@ def _words(profile: HardwareProfile) -> list[str]:
     if words[0] != "jetson":
         return words
     return [word for word in words[1:] if not word.isdigit()]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -242,6 +242,18 @@ def _source(node: fx.Node) -> tuple[str, str]:
     return "", ""
 
 
+def arguments(node: fx.Node) -> dict[str, Any]:
+    """The arguments of a call by the names in the operator's schema and in its order, defaults included."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    values: dict[str, Any] = {}
+    for index, argument in enumerate(node.target._schema.arguments):
+        if index < len(node.args):
+            values[argument.name] = node.args[index]
+        else:
+            values[argument.name] = node.kwargs.get(argument.name, argument.default_value)
+    return values
+
+
 def op_name(node: fx.Node) -> str:
     """``aten.conv2d`` for the overload ``aten.conv2d.default``; the function's name otherwise."""
     if isinstance(node.target, torch._ops.OpOverload):

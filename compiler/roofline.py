@@ -15,10 +15,9 @@ import torch
 from torch import fx
 
 from planish.compiler.cost import Costs, is_dequantize, is_quantize
-from planish.compiler.coupling.inference import arguments
 from planish.compiler.hardware import HardwareProfile, peak_gops
 from planish.compiler.macs import Shape, macs
-from planish.compiler.program import Program
+from planish.compiler.program import Program, arguments
 from planish.compiler.report import Latency
 from planish.compiler.two_four import two_four_products
 

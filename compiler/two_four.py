@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, fx
 
 from planish.compiler.cost import is_dequantize
-from planish.compiler.coupling.inference import arguments
 from planish.compiler.hardware import HardwareProfile
-from planish.compiler.program import Program
+from planish.compiler.program import Program, arguments
 
 aten = torch.ops.aten
 

@@ -12,11 +12,10 @@ from torch import Tensor, fx
 
 from planish.compiler.constants import Constants
 from planish.compiler.inputs import Inputs
-from planish.compiler.program import Program
+from planish.compiler.program import Program, arguments
 
 aten = torch.ops.aten
 ATTENTION = aten.scaled_dot_product_attention.default
-_NAMES = tuple(argument.name for argument in ATTENTION._schema.arguments)
 _MASKED = -1e4
 """A mask that adds less than this takes its keys out."""
 _SHARE = 512
@@ -56,10 +55,6 @@ class Mask:
         return torch.where(self.kept, 0.0, self.floor - self.highest)
 
 
-def attention_arguments(node: fx.Node) -> dict[str, Any]:
-    return dict(zip(_NAMES, node.args, strict=False)) | node.kwargs
-
-
 def factor_of(named: Mapping[str, Any]) -> float:
     """What the scores are multiplied with."""
     scale = named.get("scale")
@@ -69,7 +64,7 @@ def factor_of(named: Mapping[str, Any]) -> float:
 def constant_masks(program: Program, batches: Iterable[Inputs]) -> dict[fx.Node, Mask]:
     """The attentions whose masks depend on no input; how far their scores reach, ``batches`` show."""
     constants = Constants(program)
-    candidates = {node: _mask(constants, attention_arguments(node)) for node in program.calls(ATTENTION)}
+    candidates = {node: _mask(constants, arguments(node)) for node in program.calls(ATTENTION)}
     found = {node: mask for node, mask in candidates.items() if mask is not None}
     if found:
         with torch.no_grad():
@@ -105,7 +100,7 @@ class _Scores(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         if n in self.masks:
-            named = attention_arguments(n)
+            named = arguments(n)
             query, key = self.env[named["query"]], self.env[named["key"]]
             self.masks[n].see(query * factor_of(named) @ key.transpose(-2, -1))
         return super().run_node(n)

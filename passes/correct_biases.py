@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, fx
 
 from planish.compiler.cost import is_dequantize
-from planish.compiler.coupling.inference import arguments
 from planish.compiler.inputs import Inputs
-from planish.compiler.program import Program, add_tensor, rebuild
+from planish.compiler.program import Program, add_tensor, arguments, rebuild
 
 importlib.import_module("torch.ao.quantization.fx._decomposed")  # registers the operators
 aten = torch.ops.aten

@@ -9,10 +9,10 @@ import torch
 from torch import fx
 
 from planish.compiler.inputs import Inputs
-from planish.compiler.program import Program, add_tensor
+from planish.compiler.program import Program, add_tensor, arguments
 from planish.compiler.scheme import Operator
 from planish.compiler.shapes import ensure_shapes
-from planish.passes.attention_masks import ATTENTION, Mask, attention_arguments, constant_masks, factor_of
+from planish.passes.attention_masks import ATTENTION, Mask, constant_masks, factor_of
 
 aten = torch.ops.aten
 
@@ -41,7 +41,7 @@ def write_in_parts(program: Program, operators: Collection[Operator], batches: I
 
 def _attention(program: Program, node: fx.Node, masks: Mapping[fx.Node, Mask]) -> fx.Node | None:
     """softmax(max(query * scale @ key^T + mask, floor)) @ value."""
-    named, mask = attention_arguments(node), masks.get(node)
+    named, mask = arguments(node), masks.get(node)
     masked = named.get("attn_mask") is not None or named.get("is_causal")
     if named.get("enable_gqa") or (masked and mask is None):
         return None
@@ -64,15 +64,13 @@ def _attention(program: Program, node: fx.Node, masks: Mapping[fx.Node, Mask]) -
 
 def _layer_norm(program: Program, node: fx.Node, _: Mapping[fx.Node, Mask]) -> fx.Node:
     """(x - mean) * rsqrt(variance + eps) * weight + bias."""
-    named: dict[str, Any] = dict(zip(_LAYER_NORM, node.args, strict=False)) | node.kwargs
+    named = arguments(node)
     dims = [*range(-len(named["normalized_shape"]), 0)]
     with program.graph.inserting_before(node):
         call = _caller(program.graph, node)
         centred = call(aten.sub.Tensor, named["input"], call(aten.mean.dim, named["input"], dims, True))
         variance = call(aten.mean.dim, call(aten.mul.Tensor, centred, centred), dims, True)
-        result = call(
-            aten.mul.Tensor, centred, call(aten.rsqrt.default, call(aten.add.Tensor, variance, named.get("eps", 1e-5)))
-        )
+        result = call(aten.mul.Tensor, centred, call(aten.rsqrt.default, call(aten.add.Tensor, variance, named["eps"])))
         for operator, constant in ((aten.mul.Tensor, named.get("weight")), (aten.add.Tensor, named.get("bias"))):
             result = result if constant is None else call(operator, result, constant)
         return result
@@ -81,8 +79,8 @@ def _layer_norm(program: Program, node: fx.Node, _: Mapping[fx.Node, Mask]) -> f
 def _caller(graph: fx.Graph, node: fx.Node) -> Callable[..., fx.Node]:
     """Makes parts of ``node``, which come from the same module."""
 
-    def call(target: Operator, *arguments: Any) -> fx.Node:
-        part = graph.call_function(target, arguments)
+    def call(target: Operator, *args: Any) -> fx.Node:
+        part = graph.call_function(target, args)
         if "nn_module_stack" in node.meta:
             part.meta["nn_module_stack"] = node.meta["nn_module_stack"]
         return part
@@ -90,7 +88,6 @@ def _caller(graph: fx.Graph, node: fx.Node) -> Callable[..., fx.Node]:
     return call
 
 
-_LAYER_NORM = tuple(argument.name for argument in aten.layer_norm.default._schema.arguments)
 PARTS: dict[Any, Callable[[Program, fx.Node, Mapping[fx.Node, Mask]], fx.Node | None]] = {
     ATTENTION: _attention,
     aten.layer_norm.default: _layer_norm,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from planish.backends.to_coreml.backend import FILE
 from planish.backends.to_coreml.evaluator import Evaluator
 from planish.backends.to_coreml.mil import MODEL, WEIGHTS, Feature, Type
 from planish.compiler import build_folder
+from planish.compiler.artifact import sha256_of
 from planish.compiler.hardware import HardwareProfile
 
 SCRIPTS = Path(__file__).with_name("on_device")
@@ -55,11 +55,8 @@ def _identity(folder: Path) -> str:
 
 
 def _sums(folder: Path) -> dict[str, str]:
-    found = {}
-    for path in sorted(each for each in (folder / FILE).rglob("*") if each.is_file()):
-        with path.open("rb") as file:
-            found[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+    files = sorted(each for each in (folder / FILE).rglob("*") if each.is_file())
+    return {each.relative_to(folder).as_posix(): sha256_of(each) for each in files}
 
 
 def _drawn(feature: Feature, declared: Type) -> Tensor:

@@ -1,4 +1,4 @@
-"""Calls in an fx graph: new ones that belong to the module of an old one, and the arguments of old ones by name."""
+"""New calls in an fx graph, that belong to the module of an old one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from planish.compiler.program import Program, add_tensor
+from planish.compiler.program import Program, add_tensor, arguments
 
 
 class Calls:
@@ -29,21 +29,10 @@ class Calls:
     def like(self, node: fx.Node, /, **changed: Any) -> fx.Node:
         """The operator of ``node`` with the same arguments but for those that are given by name."""
         values = {**arguments(node), **changed}
-        named = {each.name for each in _schema(node) if each.kwarg_only}
+        assert isinstance(node.target, torch._ops.OpOverload), f"{node.name} calls no operator"
+        named = {each.name for each in node.target._schema.arguments if each.kwarg_only}
         return self(
             node.target,
             *(value for name, value in values.items() if name not in named),
             **{name: value for name, value in values.items() if name in named and name in node.kwargs},
         )
-
-
-def arguments(node: fx.Node) -> dict[str, Any]:
-    """All arguments of a call of an operator by name and in its order, defaults included."""
-    schema = _schema(node)
-    given = {**dict(zip((each.name for each in schema), node.args, strict=False)), **node.kwargs}
-    return {each.name: given.get(each.name, each.default_value) for each in schema}
-
-
-def _schema(node: fx.Node) -> Any:
-    assert isinstance(node.target, torch._ops.OpOverload), f"{node.name} calls no operator"
-    return node.target._schema.arguments

@@ -10,13 +10,12 @@ import torch
 from torch import Tensor, fx
 
 from planish.backends.to_coreml import neural_engine
-from planish.backends.to_coreml.calls import arguments
 from planish.backends.to_coreml.complex_numbers import real_numbers
 from planish.backends.to_coreml.ranks import MAX_RANK
 from planish.backends.to_coreml.recurrent_converters import UNROLLED, is_unrolled
 from planish.backends.to_coreml.rewrites import RULES, rewrite
 from planish.compiler.contracts import Check
-from planish.compiler.program import Program
+from planish.compiler.program import Program, arguments
 from planish.compiler.shapes import ensure_shapes
 
 _OPERATIONS = "https://apple.github.io/coremltools/source/coremltools.converters.mil.mil.ops.defs.html"

@@ -28,9 +28,9 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
-from planish.backends.to_coreml.calls import Calls, arguments
+from planish.backends.to_coreml.calls import Calls
 from planish.backends.to_coreml.ranks import MAX_RANK, Ranks, Stays, is_high, product, shape_of
-from planish.compiler.program import Program
+from planish.compiler.program import Program, arguments
 from planish.compiler.shapes import ensure_shapes
 
 aten = torch.ops.aten
@@ -93,9 +93,9 @@ def _getitem(ranks: Ranks, node: fx.Node) -> fx.Node:
 
 def _size(ranks: Ranks, node: fx.Node) -> fx.Node:
     """The only dynamic size, in front of all others."""
-    source, dim = node.args
-    shape = shape_of(source)
-    rest = [size for at, size in enumerate(shape) if at != dim % len(shape)]  # type: ignore[operator]
+    given = arguments(node)
+    source, shape = given["self"], shape_of(given["self"])
+    rest = [size for at, size in enumerate(shape) if at != given["dim"] % len(shape)]
     if product(rest) < 0:
         raise Stays
     return ranks.call(node.target, ranks.reshaped(ranks.stand_in(source), [-1, product(rest)]), 0)
@@ -103,9 +103,10 @@ def _size(ranks: Ranks, node: fx.Node) -> fx.Node:
 
 def _permutation(ranks: Ranks, node: fx.Node) -> fx.Node:
     """Rule 2; where each dimension goes tells a tensor whose dimensions have different sizes."""
+    target: Any = node.target
     source, *rest = node.args
     probe = torch.empty([*range(len(shape_of(source)))], device="meta")
-    return ranks.permuted(source, [*node.target(probe, *rest, **node.kwargs).shape])  # type: ignore[operator]
+    return ranks.permuted(source, [*target(probe, *rest, **node.kwargs).shape])
 
 
 def _elementwise(ranks: Ranks, node: fx.Node) -> fx.Node:
@@ -191,10 +192,11 @@ def _on_rows(ranks: Ranks, node: fx.Node) -> fx.Node:
 
 def _normalization(ranks: Ranks, node: fx.Node) -> fx.Node:
     """Rule 6."""
-    source, sizes, *rest = node.args
+    args: Any = node.args
+    source, sizes, *rest = args
     shape = shape_of(source)
-    front = len(shape) - len(sizes)  # type: ignore[arg-type]
-    if len(sizes) >= MAX_RANK:  # type: ignore[arg-type]
+    front = len(shape) - len(sizes)
+    if len(sizes) >= MAX_RANK:
         raise Stays
     rows = ranks.reshaped(ranks.stand_in(source), [product(shape[:front]), *shape[front:]])
     return ranks.call(node.target, rows, sizes, *rest, **node.kwargs)
@@ -202,13 +204,14 @@ def _normalization(ranks: Ranks, node: fx.Node) -> fx.Node:
 
 def _product_of_matrices(ranks: Ranks, node: fx.Node) -> fx.Node:
     """Rule 6."""
-    a, b = node.args
+    args: Any = node.args
+    a, b = args
     if len(shape_of(b)) <= 2:
         return _on_rows(ranks, node)
     if len(shape_of(a)) < 2:
         raise Stays
-    operands = ranks.aligned([a, b], shape_of(node)[:-2], 2, MAX_RANK - 2)  # type: ignore[list-item]
-    return ranks.call(node.target, operands[a], operands[b])  # type: ignore[index]
+    operands = ranks.aligned([a, b], shape_of(node)[:-2], 2, MAX_RANK - 2)
+    return ranks.call(node.target, operands[a], operands[b])
 
 
 def _attention(ranks: Ranks, node: fx.Node) -> fx.Node:

@@ -33,7 +33,8 @@ from torch import Tensor, fx
 
 from planish.backends.to_coreml.calls import Calls
 from planish.backends.to_coreml.high_ranks import on_few_dimensions
-from planish.compiler.program import Program, rebuild
+from planish.compiler.program import Program, arguments, rebuild
+from planish.compiler.resizing import resize_matrices
 from planish.compiler.shapes import ensure_shapes
 
 aten = torch.ops.aten
@@ -62,13 +63,9 @@ def rewrite(program: Program) -> Program:
 Rule = Callable[[Calls, fx.Node], fx.Node | None]
 
 
-def _argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
-    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
-
-
 def _without_alpha(call: Calls, node: fx.Node) -> fx.Node | None:
     """Rule 1."""
-    alpha = _argument(node, 2, "alpha", 1)
+    alpha = arguments(node)["alpha"]
     if alpha == 1:
         return None
     x, y = node.args[:2]
@@ -112,9 +109,8 @@ def _fake(node: Any) -> Tensor:
 def _bags(call: Calls, node: fx.Node) -> fx.Node | None:
     """Rule 4."""
     weight, indices, offsets = node.args[:3]
-    mode = _argument(node, 4, "mode", 0)
-    weights, last = _argument(node, 6, "per_sample_weights", None), _argument(node, 7, "include_last_offset", False)
-    padding = _argument(node, 8, "padding_idx", None)
+    given = arguments(node)
+    weights, last, padding = given["per_sample_weights"], given["include_last_offset"], given["padding_idx"]
     length = _bag_length(offsets)
     if length is None or last or (padding is not None and padding >= 0):
         return None
@@ -122,7 +118,7 @@ def _bags(call: Calls, node: fx.Node) -> fx.Node | None:
     if weights is not None:
         rows = call(aten.mul.Tensor, rows, call(aten.unsqueeze.default, weights, 1))
     bags = call(aten.reshape.default, rows, [-1, length, int(_fake(weight).shape[1])])
-    pooled = call((aten.sum.dim_IntList, aten.mean.dim, aten.amax.default)[mode], bags, [1])
+    pooled = call((aten.sum.dim_IntList, aten.mean.dim, aten.amax.default)[given["mode"]], bags, [1])
     for user in [*node.users]:
         if user.args[1] == 0:
             user.replace_all_uses_with(pooled)
@@ -182,30 +178,25 @@ def _counted(call: Calls, node: fx.Node) -> fx.Node | None:
 
 def _by_matrices(call: Calls, node: fx.Node) -> fx.Node | None:
     """Rule 9."""
-    source, size, aligned, *rest = node.args
-    factors: Any = rest[0] if rest else None
+    source, *args = arguments(node).values()
     old, new, dtype = _fake(source).shape[-2:], _fake(node).shape[-2:], _fake(source).dtype
     if not all(isinstance(side, int) for side in (*old, *new)) or new[1] == 1:
         return None  # PyTorch 2.13 resizes the rows of what gets one column to something else: no product gives that
-    matrices = []
-    for side in (0, 1):  # of both sides the columns, for the same reason
-        unit = torch.eye(old[side], dtype=dtype)[None, None]
-        sizes = None if size is None else [old[side], new[side]]
-        scales = None if factors is None else [1.0, factors[side]]
-        matrices.append(node.target(unit, sizes, aligned, scales)[0, 0])  # type: ignore[operator]
-    rows, columns = call.constant(matrices[0].T.contiguous()), call.constant(matrices[1])
-    return call(aten.matmul.default, rows, call(aten.matmul.default, source, columns))
+    rows, columns = resize_matrices(node.target, args, old, new, dtype)
+    narrowed = call(aten.matmul.default, source, call.constant(columns.T.contiguous()))
+    return call(aten.matmul.default, call.constant(rows), narrowed)
 
 
 def _fold(call: Calls, node: fx.Node) -> fx.Node | None:
     """Rule 10. Without padding, which is cut off afterwards; what no window reaches is 0."""
-    source, size, kernel, dilation, padding, stride = node.args
-    sides = [*zip(size, kernel, dilation, padding, stride, strict=True)]  # type: ignore[arg-type,misc]
+    args: Any = node.args
+    source, size, kernel, dilation, padding, stride = args
+    sides = [*zip(size, kernel, dilation, padding, stride, strict=True)]
     counts = [(whole + 2 * pad - gap * (side - 1) - 1) // step + 1 for whole, side, gap, pad, step in sides]
     if not all(isinstance(each, int) for each in counts):
         return None
-    places = math.prod(kernel)  # type: ignore[arg-type]
-    ones = torch.eye(places, dtype=_fake(source).dtype).reshape(places, 1, *kernel)  # type: ignore[misc]
+    places = math.prod(kernel)
+    ones = torch.eye(places, dtype=_fake(source).dtype).reshape(places, 1, *kernel)
     windows = call(aten.reshape.default, source, [-1, places, *counts])
     image = call(aten.conv_transpose2d.input, windows, call.constant(ones), None, stride, [0, 0], [0, 0], 1, dilation)
     for dim, (count, (whole, side, gap, pad, step)) in enumerate(zip(counts, sides, strict=True), start=2):

@@ -73,7 +73,7 @@ def _round_floats(graph: ir.Graph, bits: int) -> None:
     factor = float(2 ** (24 - bits) + 1)
     for value in [*graph.initializers.values()]:
         tensor = value.const_value
-        if tensor is not None and tensor.dtype in _FLOATS and not _is_scale(value):
+        if tensor is not None and tensor.dtype in _FLOATS and not is_scale(value):
             value.const_value = _rounded(tensor, factor)
     splitter = _constant(graph, factor, "splitter")
     ends = [_constant(graph, end, f"end{end:g}") for end in (-_LARGEST, _LARGEST)]
@@ -89,7 +89,7 @@ def _round_floats(graph: ir.Graph, bits: int) -> None:
                 _put_behind(graph, value, [wide, near, large, rest, result, narrow])
 
 
-def _is_scale(value: ir.Value) -> bool:
+def is_scale(value: ir.Value) -> bool:
     """Of Q/DQ: kernels have them as they are."""
     return any(use.idx == 1 and use.node.op_type in ("QuantizeLinear", "DequantizeLinear") for use in value.uses())
 

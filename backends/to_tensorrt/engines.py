@@ -26,6 +26,7 @@ from torch import Tensor
 from planish.backends.to_onnx.sample_files import inputs_for
 from planish.backends.to_tensorrt import build_folder
 from planish.backends.to_tensorrt.this_machine import facts, runtime
+from planish.compiler.artifact import sha256_of
 from planish.compiler.contracts import Runner
 from planish.compiler.errors import LoweringError
 from planish.compiler.hardware import HardwareProfile
@@ -69,8 +70,7 @@ def _identity(folder: Path, profile: HardwareProfile, tensors: Sequence[Tensor])
     shapes = [[*tensor.shape] for tensor in tensors]
     digest = hashlib.sha256(json.dumps([profile.model_dump(mode="json"), shapes]).encode())
     for file in sorted(folder.glob(f"{build_folder.MODEL}*")):
-        with file.open("rb") as data:
-            digest.update(hashlib.file_digest(data, "sha256").digest())
+        digest.update(sha256_of(file).encode())
     return digest.hexdigest()
 
 

@@ -25,6 +25,7 @@ from onnx_ir.convenience import get_const_tensor
 from onnx_ir.passes.common import ShapeInferencePass
 from torch import Tensor
 
+from planish.backends.to_onnx.rounding import is_scale
 from planish.backends.to_tensorrt.dequantized import COMMUTING
 from planish.backends.to_tensorrt.edits import drop_unused, like, new_initializer
 from planish.backends.to_tensorrt.integers import LAYERS
@@ -213,9 +214,5 @@ def _beyond(value: ir.Value) -> bool:
     finite = sizes[np.isfinite(sizes)]
     if not finite.size or not finite.any():
         return False
-    small = finite[finite > 0].min() if finite.size == 1 or _is_scale(value) else finite.max()
+    small = finite[finite > 0].min() if finite.size == 1 or is_scale(value) else finite.max()
     return bool(finite.max() > float(_LIMITS.max) or small < float(_LIMITS.smallest_normal))
-
-
-def _is_scale(value: ir.Value) -> bool:
-    return any(use.node.op_type in ("QuantizeLinear", "DequantizeLinear") and use.idx == 1 for use in value.uses())

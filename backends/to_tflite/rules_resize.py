@@ -11,30 +11,15 @@ from planish.backends.to_tflite.emitter import Emitter, Rule
 from planish.backends.to_tflite.rules_pool import mixed
 from planish.backends.to_tflite.rules_shape import take
 from planish.backends.to_tflite.values import Value, channels_last
+from planish.compiler.resizing import resize_matrices
 from planish.compiler.scheme import Operator
 
 aten = torch.ops.aten
 
 
 def matrices(e: Emitter, x: Value, args: tuple[Any, ...]) -> list[Tensor]:
-    """[new, old] for each spatial dimension: the operator applied to a unit image of that height or width.
-
-    The other dimensions have a size of 2: PyTorch 2.13 resizes the rows of images of width 1 wrongly with a filter
-    against aliasing.
-    """
-    spatial = len(x.order) - 2
-    found = []
-    for axis in range(spatial):
-        old, new = x.sizes[2 + axis], e.fake_result().shape[2 + axis]
-        row = torch.eye(old).reshape(1, old, *[old if axis == own else 1 for own in range(spatial)])
-        unit = row.expand(1, old, *[old if axis == own else 2 for own in range(spatial)]).contiguous()
-        size, *rest = args
-        sizes = None if size is None else [new if axis == own else 2 for own in range(spatial)]
-        factors = rest[-1]
-        scales = None if factors is None else [factors[own] if axis == own else 1.0 for own in range(spatial)]
-        result = e.node.target(unit, sizes, *rest[:-1], scales)  # type: ignore[operator]
-        found.append(result[0].movedim(1 + axis, 1).flatten(2)[..., 0].t().contiguous())
-    return found
+    """[new, old] for each spatial dimension."""
+    return resize_matrices(e.node.target, args, x.sizes[2:], e.fake_result().shape[2:])
 
 
 def linear(e: Emitter, x: Value, *args: Any) -> Any:

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 
 from planish.compiler.coupling.dims import Dim, Frozen, freeze
 from planish.compiler.coupling.equations import Equations
-from planish.compiler.program import Program, op_name
+from planish.compiler.program import Program, arguments, op_name
 
 Shape = tuple[Dim, ...]
 Type = Shape | list[Any] | None
@@ -198,18 +198,6 @@ class Inference:
         elif isinstance(found, list):
             for item in found:
                 self._freeze_type(item, reason)
-
-
-def arguments(node: fx.Node) -> dict[str, Any]:
-    """The arguments of a call by the names in the op's schema, defaults included."""
-    assert isinstance(node.target, torch._ops.OpOverload)
-    values: dict[str, Any] = {}
-    for index, argument in enumerate(node.target._schema.arguments):
-        if index < len(node.args):
-            values[argument.name] = node.args[index]
-        else:
-            values[argument.name] = node.kwargs.get(argument.name, argument.default_value)
-    return values
 
 
 def size_of(argument: Any) -> Any:

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from planish.compiler.coupling.inference import arguments
-from planish.compiler.program import MODE, ModeArgument
+from planish.compiler.program import MODE, ModeArgument, arguments
 from planish.compiler.shapes import tensor_of
 
 aten = torch.ops.aten

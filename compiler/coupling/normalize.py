@@ -11,10 +11,10 @@ from torch import Tensor, fx, nn
 
 from planish.compiler.constants import Constants
 from planish.compiler.coupling.decompose import decompose
-from planish.compiler.coupling.inference import RuleOf, arguments
+from planish.compiler.coupling.inference import RuleOf
 from planish.compiler.coupling.layers import part_layers
 from planish.compiler.coupling.parts import split_early
-from planish.compiler.program import Program, add_tensor, copied
+from planish.compiler.program import Program, add_tensor, arguments, copied
 
 aten = torch.ops.aten
 

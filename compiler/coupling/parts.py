@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx
 
-from planish.compiler.coupling.inference import arguments
+from planish.compiler.program import arguments
 from planish.compiler.shapes import tensor_of
 
 aten = torch.ops.aten

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, fx
 
 from planish.compiler.coupling.dims import Dim, product
-from planish.compiler.coupling.inference import Inference, NotUnderstoodError, Rule, Shape, Type, arguments, size_of
+from planish.compiler.coupling.inference import Inference, NotUnderstoodError, Rule, Shape, Type, size_of
+from planish.compiler.program import arguments
 
 aten = torch.ops.aten
 

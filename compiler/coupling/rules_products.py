@@ -9,8 +9,9 @@ import torch
 from torch import fx
 
 from planish.compiler.coupling.dims import Dim, concatenation, product
-from planish.compiler.coupling.inference import Inference, NotUnderstoodError, Rule, Shape, Type, arguments
+from planish.compiler.coupling.inference import Inference, NotUnderstoodError, Rule, Shape, Type
 from planish.compiler.macs import einsum_terms
+from planish.compiler.program import arguments
 
 aten = torch.ops.aten
 

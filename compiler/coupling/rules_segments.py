@@ -8,7 +8,8 @@ import torch
 from torch import fx
 
 from planish.compiler.coupling.dims import Dim, concatenation, product
-from planish.compiler.coupling.inference import Inference, Rule, Shape, Type, arguments, size_of
+from planish.compiler.coupling.inference import Inference, Rule, Shape, Type, size_of
+from planish.compiler.program import arguments
 
 aten = torch.ops.aten
 

@@ -9,7 +9,8 @@ import torch
 from torch import fx
 
 from planish.compiler.coupling.dims import Dim
-from planish.compiler.coupling.inference import Inference, NotUnderstoodError, Rule, Shape, Type, arguments
+from planish.compiler.coupling.inference import Inference, NotUnderstoodError, Rule, Shape, Type
+from planish.compiler.program import arguments
 
 aten = torch.ops.aten
 

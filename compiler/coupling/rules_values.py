@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, fx
 
 from planish.compiler.coupling.dims import Dim, concatenation, product
-from planish.compiler.coupling.inference import Inference, Rule, Shape, Type, arguments
+from planish.compiler.coupling.inference import Inference, Rule, Shape, Type
+from planish.compiler.program import arguments
 
 aten = torch.ops.aten
 

@@ -8,11 +8,10 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, fx
-from torch.fx.node import Argument
 from torch.utils import _pytree as pytree
 
 from planish.compiler.errors import UserError, closest
-from planish.compiler.program import Program, source_module
+from planish.compiler.program import Program, arguments, source_module
 from planish.compiler.shapes import ensure_shapes
 from planish.compiler.signature import Signature
 
@@ -116,9 +115,7 @@ def attentions(program: Program, whose: str) -> list[Attention]:
 
 
 def _attention(node: fx.Node) -> Attention:
-    schema = aten.scaled_dot_product_attention.default._schema.arguments
-    given: dict[str, Argument] = dict(zip((each.name for each in schema), node.args, strict=False))
-    given.update(node.kwargs)
+    given = arguments(node)
     query, key, value = (given[name] for name in ("query", "key", "value"))
     assert isinstance(query, fx.Node) and isinstance(key, fx.Node) and isinstance(value, fx.Node)
     mask, scale = given.get("attn_mask"), given.get("scale")

@@ -16,10 +16,9 @@ import torch
 from torch import Tensor, fx
 
 from planish.compiler.coupling.cut import Mask
-from planish.compiler.coupling.inference import arguments
 from planish.compiler.errors import UserError
 from planish.compiler.inputs import Inputs
-from planish.compiler.program import Program, replace_tensor
+from planish.compiler.program import Program, arguments, replace_tensor
 from planish.passes.side_by_side import OneBatch
 from planish.passes.sparsity.inputs import rows_of
 from planish.passes.sparsity.layers import Layer, find_layers, weight_name

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from planish.compiler.coupling.inference import arguments
+from planish.compiler.program import arguments
 from planish.passes.sparsity.layers import Layer, Use
 
 

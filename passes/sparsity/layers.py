@@ -10,8 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx
 
-from planish.compiler.coupling.inference import arguments
-from planish.compiler.program import Program, op_name, source_module
+from planish.compiler.program import Program, arguments, op_name, source_module
 from planish.compiler.two_four import has_kernel
 from planish.passes.sparsity.patterns import NOfM, Pattern
 

@@ -10,7 +10,6 @@ Needs macOS, and: pip install coremltools numpy pillow
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import subprocess
 import sys
@@ -33,14 +32,11 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("units", nargs="?", default="ALL", choices=UNITS)
     parser.add_argument("--seconds", type=float, default=10.0, help="how long to measure (10)")
     options = parser.parse_args(arguments)
-    try:
-        told = json.loads((HERE / "build.json").read_text())
-        samples.check_files(told, HERE)
+
+    def work(told: dict[str, Any]) -> None:
         samples.write_report(told, HERE, _measured(told, _coremltools(), options))
-    except Stop as problem:
-        print(f"\nStopped: {problem}", file=sys.stderr)
-        return 1
-    return 0
+
+    return samples.ended(work, HERE)
 
 
 def _coremltools() -> Any:

@@ -13,7 +13,8 @@ from torch import fx
 from planish.compiler.coupling import normalize
 from planish.compiler.coupling.dims import Dim, concatenation, product
 from planish.compiler.coupling.groups import couple
-from planish.compiler.coupling.inference import Inference, Rule, Shape, arguments
+from planish.compiler.coupling.inference import Inference, Rule, Shape
+from planish.compiler.program import arguments
 from planish.compiler.trace import trace
 from tests.backends.to_onnx.families import Family
 from tests.compiler.coupling.nets import nets

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from types import ModuleType
 
 import pytest
@@ -131,14 +132,14 @@ def shares(program: Program) -> dict[str, float]:
 
 
 @pytest.mark.parametrize(
-    ("model", "shape", "names"),
-    [(Block(), (5, 6), {"q", "k", "v", "o", "up", "down"}), (Images(), (3, 8, 8), {"body", "mix"})],
+    ("build", "shape", "names"),
+    [(Block, (5, 6), {"q", "k", "v", "o", "up", "down"}), (Images, (3, 8, 8), {"body", "mix"})],
 )
 def test_reordered_programs_compute_the_same_and_keep_more(
-    model: nn.Module, shape: tuple[int, ...], names: set[str]
+    build: Callable[[], nn.Module], shape: tuple[int, ...], names: set[str]
 ) -> None:
     x = torch.randn(2, *shape)
-    program = traced(warm(model), x)
+    program = traced(warm(build()), x)
     made, gained = permute_channels(program, TWO_FOUR, (), 1, 0)
     verify(made, "permuting")
     assert_equal(computed(made, Inputs((x,))), computed(program, Inputs((x,))))
