@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -31,25 +30,31 @@ WORTH = 0.05
 """A group stays whole if its cut saves less than this share of what groups save on average."""
 
 
+Place = tuple[tuple[str, int], ...]
+"""The tensors and axes that a group lies in: what tells it apart in Programs cut from each other. Names shift."""
+
+
 @dataclass(frozen=True)
 class Start:
     """The Program before the first step of a schedule."""
 
-    cost: float | None = None
-    """What the measure says of it; None: this is the first step."""
-    widths: Mapping[object, int] = field(default_factory=dict)
-    """Of groups, by ``identities``."""
+    cost: float
+    """What the measure says of it."""
+    widths: Mapping[Place, Sequence[int]]
+    """Of the groups that the Program has now, in their order where several are nested in one place."""
 
 
-def identities(coupling: Coupling) -> dict[Group, object]:
-    """What tells a group apart in this Program and in those that are cut from it: where it lies. Names shift."""
-    seen: Counter[object] = Counter()
-    found: dict[Group, object] = {}
-    for group in coupling.groups:
-        place = tuple((member.tensor, member.axis) for member in group.members)
-        found[group] = (place, seen[place])
-        seen[place] += 1
-    return found
+def place(group: Group) -> Place:
+    return tuple((member.tensor, member.axis) for member in group.members)
+
+
+def started(cost: float, first: Mapping[Group, int], removed: Mapping[Group, Sequence[int]]) -> Start:
+    """``first`` as the Program without ``removed`` has to know it: a group that one unit is left of is none there."""
+    widths: dict[Place, list[int]] = {}
+    for group, width in first.items():
+        if group.width - len(removed.get(group, ())) > 1:
+            widths.setdefault(place(group), []).append(width)
+    return Start(cost, widths)
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,7 @@ class Selection:
     """How wide each group was before the first step of a schedule."""
     multiple: int
     start: Start
+    """For the next step."""
     after: float
     """What the measure says of what is left."""
 
@@ -76,7 +82,7 @@ class Search:
     coupling: Coupling
     context: Context
     progress: float = 1.0
-    start: Start = field(default_factory=Start)
+    start: Start | None = None
     whole: dict[Group, str] = field(default_factory=dict)
 
     @functools.cached_property
@@ -86,7 +92,8 @@ class Search:
 
     @functools.cached_property
     def first(self) -> dict[Group, int]:
-        return {group: self.start.widths.get(of, group.width) for group, of in identities(self.coupling).items()}
+        widths = {} if self.start is None else {at: iter(of) for at, of in self.start.widths.items()}
+        return {group: next(widths.get(place(group), iter(())), group.width) for group in self.coupling.groups}
 
     @functools.cached_property
     def widths(self) -> Widths:
@@ -143,6 +150,10 @@ class Search:
                 self.whole[group] = f"its cut would save next to nothing of the {MEASURES[self.options.of]}"
         return {group: of for group, of in saved.items() if group not in self.whole}
 
+    def selection(self, cost: float, removed: Removed, after: float) -> Selection:
+        start = started(cost, self.first, removed)
+        return Selection(self.coupling, removed, self.whole, self.first, self.multiple, start, after)
+
 
 def select(
     options: PruneChannels,
@@ -159,19 +170,17 @@ def select(
     Raises UserError for unknown names, for missing data, and for a ratio that is out of reach.
     """
     check_names(options, coupling)
-    search = Search(options, coupling, context, progress, start or Start())
+    search = Search(options, coupling, context, progress, start)
     scores = search.scores()
     saved = search.savings(scores)
     scores = {group: scores[group] for group in saved}
     cost = search.cost({})
-    if start is None:
-        start = Start(cost, {of: group.width for group, of in identities(coupling).items()})
-    assert start.cost is not None
-    bound = (1 - progress * options.ratio) * start.cost
+    original = cost if start is None else start.cost
+    bound = (1 - progress * options.ratio) * original
     if not scores:
-        if cost > bound or start.cost == cost:
+        if cost > bound or original == cost:
             raise UserError(_nothing(options, coupling, search.whole))
-        return Selection(coupling, {}, search.whole, search.first, search.multiple, start, cost)
+        return search.selection(original, {}, cost)
     allocation = search.allocation(scores)
     if options.scope == "local":
         highest, wishes = local_wishes([*scores], search.alignment)
@@ -185,9 +194,8 @@ def select(
 
     step = smallest(lambda step: after(step) <= bound, highest)
     if step is None:
-        raise UserError(_out_of_reach(search, 1 - after(highest) / start.cost))
-    removed = allocation.removed(allocation.kept(wishes(step)))
-    return Selection(coupling, removed, search.whole, search.first, search.multiple, start, after(step))
+        raise UserError(_out_of_reach(search, 1 - after(highest) / original))
+    return search.selection(original, allocation.removed(allocation.kept(wishes(step))), after(step))
 
 
 def _keys(scores: Scores, criterion: Criterion, saved: Mapping[Group, float]) -> Scores:

@@ -34,7 +34,6 @@ def tell(selection: Selection, options: PruneChannels, context: Context) -> None
         context.decide(first, "stays", f"{uncut.why}: {len(uncut.tensors)} tensors, {uncut.tensors[0]} is the first")
     for node, why in coupling.not_understood.items():
         context.decide(node, "stays", f"not understood: {why}")
-    assert selection.start.cost is not None
     share = 1 - selection.after / selection.start.cost
     aligned = f"; widths are multiples of {selection.multiple}" if selection.multiple > 1 else ""
     context.notes.append(f"Removed {share:.1%} of the {MEASURES[options.of]}{aligned}.")

@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from planish.compiler.calibration import Calibration
 from planish.compiler.contracts import Context
 from planish.compiler.cost import totals
+from planish.compiler.coupling.cut import cut
 from planish.compiler.coupling.groups import couple
 from planish.compiler.errors import UserError
 from planish.compiler.program import Program
 from planish.compiler.training_data import TrainingData
 from planish.passes.prune_channels import PruneChannels
 from planish.passes.pruning.schedules import Gradual, GroupLasso, Penalty
+from planish.passes.pruning.selection import select
 from planish.passes.training.settings import Training
 from tests.passes.nets import profile, traced
 
@@ -37,6 +39,18 @@ def task() -> tuple[Program, Context, Tensor, Tensor]:
         optimizer.step()
     data = TrainingData([(x[start : start + 64], labels[start : start + 64]) for start in range(0, 256, 64)])
     return traced(model, x[:2]), Context(profile(), None, Calibration([], "drawn"), train=data), x, labels
+
+
+class Shuffled(nn.Module):
+    """Channels in two factors, of 2 and 4."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.last(self.first(x).unflatten(1, (2, 4)).transpose(1, 2).relu().flatten(1))
+        return y
 
 
 def accuracy(program: Program, x: Tensor, labels: Tensor) -> float:
@@ -73,6 +87,16 @@ def test_limits_hold_over_all_steps_together() -> None:
     options: dict[str, Any] = {"ratio": 0.5, "most": 0.5, "granularity": 1}
     narrow = PruneChannels(**options, schedule=Gradual(3, training=Training(steps=1))).run(program, context)
     assert min(len(narrow.state_dict()[f"{layer}.weight"]) for layer in (0, 2)) >= 16
+
+
+def test_a_factor_that_is_gone_leaves_their_widths_to_those_it_was_nested_with() -> None:
+    _, context, _, _ = task()
+    coupling = couple(traced(Shuffled(), torch.randn(2, 3)))
+    assert [group.width for group in coupling.groups] == [2, 4]
+    selection = select(PruneChannels(ratio=0, ratios={coupling.groups[0].name: 0.5}, granularity=1), coupling, context)
+    left = couple(cut(coupling, selection.removed))
+    following = select(PruneChannels(ratio=0, granularity=1), left, context, start=selection.start)
+    assert [*following.first.values()] == [group.width for group in left.groups] == [4]
 
 
 def test_steps_after_all_is_gone_that_may_go_change_nothing() -> None:
