@@ -137,13 +137,14 @@ def from_data(data: Iterable[Any], form: InputForm, program: Program | None = No
     data = readable(data)
     _first(data)
     fixed = program.example_inputs.batch_size if program is not None and not program.dynamic_axes else None
+    expected = None if program is None else leaves_of(program)
 
     def convert(index: int, batch: Any) -> Iterator[Inputs]:
         where = f"calibration batch {index}"
         inputs = check_tensors(form.inputs_of(batch), where)
         whole = fixed is None or inputs.batch_size % fixed
         for piece in [inputs] if whole else inputs.split(fixed or 1):  # a fixed batch takes larger ones in pieces
-            yield fitting(piece, program, where)
+            yield piece if expected is None else fitting(piece, expected, where)
 
     return Calibration(_Converted(data, convert), GIVEN)
 
@@ -155,25 +156,47 @@ def readable(data: Any) -> Iterable[Any]:
     return [*read(data)] if iter(data) is data else data
 
 
-def fitting(inputs: Inputs, program: Program | None, where: str) -> Inputs:
-    """``inputs``, if their leaves have the dtypes and, but for dynamic axes, the shapes of the example inputs."""
-    if program is None:
-        return inputs
-    expected = program.example_inputs.leaves()
+@dataclass(frozen=True)
+class Leaf:
+    """What one tensor among the inputs of a Program has to be."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int | str, ...]
+    """Sizes, and the names of those that are free."""
+
+    def takes(self, value: Any) -> bool:
+        return (
+            isinstance(value, Tensor)
+            and value.dtype == self.dtype
+            and value.ndim == len(self.shape)
+            and all(
+                isinstance(asked, str) or asked == size for asked, size in zip(self.shape, value.shape, strict=True)
+            )
+        )
+
+
+def leaves_of(program: Program) -> list[Leaf | None]:
+    """What its example inputs and dynamic axes ask of the leaves of other inputs; None for what is no tensor."""
+    found: list[Leaf | None] = []
+    for node, example in zip(program.placeholders, program.example_inputs.leaves(), strict=True):
+        axes = program.dynamic_axes.get(node.name, {})
+        tensor = isinstance(example, Tensor)
+        shape = tuple(axes.get(axis, size) for axis, size in enumerate(example.shape)) if tensor else ()
+        found.append(Leaf(node.name, example.dtype, shape) if tensor else None)
+    return found
+
+
+def fitting(inputs: Inputs, expected: Sequence[Leaf | None], where: str) -> Inputs:
+    """``inputs``, if their leaves are as ``expected``. Raises UserError for the first that is not."""
     leaves = inputs.leaves()
     if len(leaves) != len(expected):
         raise UserError(f"Give {where} the {len(expected)} inputs of the model; it has {len(leaves)}.")
-    for node, leaf, example in zip(program.placeholders, leaves, expected, strict=True):
-        if not isinstance(example, Tensor):
-            continue
-        axes = program.dynamic_axes.get(node.name, {})
-        shape = [axes.get(axis, size) for axis, size in enumerate(example.shape)]
-        fits = isinstance(leaf, Tensor) and leaf.ndim == example.ndim and leaf.dtype == example.dtype
-        if not fits or any(isinstance(size, int) and size != leaf.shape[axis] for axis, size in enumerate(shape)):
+    for asked, leaf in zip(expected, leaves, strict=True):
+        if asked is not None and not asked.takes(leaf):
             got = f"{leaf.dtype} {list(leaf.shape)}" if isinstance(leaf, Tensor) else type(leaf).__name__
-            raise UserError(
-                f"Give input {node.name!r} of {where} as {example.dtype} [{', '.join(map(str, shape))}]; it is {got}."
-            )
+            shape = ", ".join(map(str, asked.shape))
+            raise UserError(f"Give input {asked.name!r} of {where} as {asked.dtype} [{shape}]; it is {got}.")
     return inputs
 
 

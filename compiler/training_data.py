@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from planish.compiler.calibration import InputForm, fitting, read
+from planish.compiler.calibration import InputForm, fitting, leaves_of, read
 from planish.compiler.errors import UserError
 from planish.compiler.inputs import Inputs
 from planish.compiler.program import Program
@@ -74,13 +74,13 @@ class TrainingData:
 
     def batches(self, program: Program) -> Iterator[Batch]:
         """One epoch, as ``program`` takes it. Raises UserError for what does not fit, and for an empty one."""
-        form = InputForm.of_program(program)
+        form, expected = InputForm.of_program(program), leaves_of(program)
         index = -1
         for index, item in enumerate(read(self.source, "train data")):
             where = f"training batch {index}"
             inputs, labels = form.split(item)
-            inputs = fitting(_arranged(inputs, form, program, where), program, where)
-            yield Batch(inputs, pytree.tree_map(_as_tensor, labels))
+            inputs = fitting(_arranged(inputs, form, program, where), expected, where)
+            yield Batch(inputs, labels if isinstance(labels, Tensor) else pytree.tree_map(_as_tensor, labels))
         if index < 0:
             raise UserError("Pass train data with at least one batch; it is empty.")
 
