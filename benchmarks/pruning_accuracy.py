@@ -55,6 +55,8 @@ def cifar(
     keep: Annotated[list[str] | None, typer.Option(help="Modules whose channels stay.")] = None,
     views: Annotated[int, typer.Option(help="Different epochs, whose answers by the whole model are kept.")] = 8,
     features: Annotated[float, typer.Option(help="Weight of the distance to the outputs of the stages.")] = 0.0,
+    optimizer: Annotated[str, typer.Option(help="Of the recovery.")] = "sgd",
+    rate: Annotated[float, typer.Option(help="Its learning rate.")] = 0.02,
     compiled: Annotated[bool, typer.Option("--compiled", help="Train by torch.compile.")] = False,
     batches: Annotated[int | None, typer.Option(help="Of an epoch; fewer for a smoke test.")] = None,
     scored: Annotated[int | None, typer.Option(help="Test images; fewer for a smoke test.")] = None,
@@ -77,10 +79,15 @@ def cifar(
             ),
         }[parts]
         name = "-".join([f"{speedup:g}x", parts, criterion, str(granularity), *(keep or ())])
-        name += (f"-{features:g}-features" if features else f"-{views}-views") + ("-compiled" if compiled else "")
+        name += f"-{features:g}-features" if features else f"-{views}-views"
+        name += f"-{optimizer}-{rate:g}" + ("-compiled" if compiled else "")
         place = folder / f"{name}-{minutes:g}min.json"
         if not place.exists():
-            row = recovered(case.model, data, prune, minutes, features, compiled, folder / place.stem)
+            training = planish.Training(
+                minutes=minutes, optimizer=optimizer, learning_rate=rate, warmup=0.03, averaging=0.998,
+                checkpoint=str(folder / place.stem), compiled=compiled,
+            )  # fmt: skip
+            row = recovered(case.model, data, prune, training, features, folder / place.stem)
             program = row.pop("program")
             row |= {"parts": parts, "top-1 %": top1(program, images, truth), "images": len(truth)}
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -96,12 +103,9 @@ def cifar(
 
 
 def recovered(
-    model: nn.Module, data: Augmented, prune: Pass, minutes: float, features: float, compiled: bool, place: Path
+    model: nn.Module, data: Augmented, prune: Pass, training: planish.Training, features: float, place: Path
 ) -> dict[str, Any]:
     """One row of the table, with the Program that was made."""
-    training = planish.Training(
-        minutes=minutes, learning_rate=0.02, warmup=0.03, averaging=0.998, checkpoint=str(place), compiled=compiled
-    )
     losses: list[Loss] = [planish.SoftTargets(temperature=4.0, weight=0.9), planish.HardLabels(weight=0.1)]
     if features:  # between stages as wide as before, which --keep has to see to, or else by projectors
         losses.append(planish.Features(pairs=("layer1", "layer2", "layer3"), weight=features))
@@ -117,7 +121,7 @@ def recovered(
         "parameters": before.parameters / after.parameters,
         "fp32 ms": after.latency.median_ms,
         "of whole": after.latency.median_ms / before.latency.median_ms,
-        "minutes": minutes,
+        "minutes": training.minutes,
         "threads": torch.get_num_threads(),
         "program": result.program,
     }

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from planish.compiler.program import Program, add_tensor, rebuild
+from planish.compiler.program import Program, add_tensor, arguments, rebuild
 from planish.compiler.shapes import ensure_shapes
 
 aten = torch.ops.aten
@@ -73,7 +73,7 @@ class _Parts:
         """Write down the parts of ``node``, or lead it back to a real one."""
         target, args = node.target, node.args
         if target in _ONE_AXIS:
-            self._transform(node, [_argument(node, 1, "n", None)], [_argument(node, 2, "dim", -1)], *_ONE_AXIS[target])
+            self._transform(node, [arguments(node)["n"]], [arguments(node)["dim"]], *_ONE_AXIS[target])
         elif target in _AXES:
             self._transform_all(node, *_AXES[target])
         elif target is aten.fft_irfft.default and self._known(args[0]):
@@ -106,16 +106,16 @@ class _Parts:
 
     def _transform_all(self, node: fx.Node, sign: int, half: bool) -> None:
         rank = node.meta["val"].ndim
-        lengths: Any = _argument(node, 1, "s", None)
-        own = [-2, -1] if "fft2" in str(node.target) else [*range(-len(lengths), 0)] if lengths else [*range(rank)]
-        dims: Any = _argument(node, 2, "dim", None) or own
+        lengths: Any = arguments(node)["s"]
+        own = [*range(-len(lengths), 0)] if lengths else [*range(rank)]
+        dims: Any = arguments(node)["dim"] or own
         self._transform(node, [*(lengths or [None] * len(dims))], [*dims], sign, half)
 
     def _transform(self, node: fx.Node, lengths: list[Any], dims: list[Any], sign: int, half: bool) -> None:
         """Rules 1 and 2: the last axis first, which alone may be halved."""
         source = node.args[0]
         pair, shape = self._pair(source), list(source.meta["val"].shape)  # type: ignore[union-attr]
-        norm = _argument(node, 3, "norm", None)
+        norm = arguments(node)["norm"]
         axes = [(dim % len(shape), length) for dim, length in zip(dims, lengths, strict=True)]
         if pair is None or not all(isinstance(shape[dim], int) for dim, _ in axes):
             return
@@ -146,16 +146,16 @@ class _Parts:
     def _real_inverse(self, node: fx.Node) -> None:
         re, im = self.pairs[node.args[0]]  # type: ignore[index]
         shape = node.args[0].meta["val"].shape  # type: ignore[union-attr]
-        dim = _argument(node, 2, "dim", -1) % len(shape)
+        dim = arguments(node)["dim"] % len(shape)
         if not isinstance(shape[dim], int):
             return
-        n = _argument(node, 1, "n", None) or 2 * (shape[dim] - 1)
+        n = arguments(node)["n"] or 2 * (shape[dim] - 1)
         twice = torch.full((shape[dim], 1), 2.0, dtype=torch.float64)
         twice[0] = 1.0
         if n % 2 == 0 and n // 2 < shape[dim]:
             twice[n // 2] = 1.0
         twice[n // 2 + 1 :] = 0.0
-        matrix = transform_matrix(shape[dim], n, n, 1) * twice * _scale(n, 1, _argument(node, 3, "norm", None))
+        matrix = transform_matrix(shape[dim], n, n, 1) * twice * _scale(n, 1, arguments(node)["norm"])
         real = self._along(re, self._constant(matrix.real), dim, len(shape))
         if im is not None:
             real = self(aten.sub.Tensor, real, self._along(im, self._constant(matrix.imag), dim, len(shape)))
@@ -176,10 +176,6 @@ def _scale(n: int, sign: int, norm: Any) -> float:
     if norm == "ortho":
         return 1 / math.sqrt(n)
     return 1 / n if (norm == "forward") == (sign < 0) else 1.0
-
-
-def _argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
-    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
 
 
 def _sum(call: _Parts, a: Pair, b: Pair, operator_: Any = aten.add.Tensor) -> Pair:

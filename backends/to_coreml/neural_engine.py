@@ -14,7 +14,7 @@ from torch import fx
 
 from planish.compiler.contracts import Check
 from planish.compiler.cost import node_costs
-from planish.compiler.program import Program
+from planish.compiler.program import Program, arguments
 
 aten = torch.ops.aten
 LAYERS = "https://github.com/hollance/neural-engine/blob/master/docs/unsupported-layers.md"
@@ -35,7 +35,7 @@ def _recurrent(program: Program) -> Iterator[fx.Node]:
 
 def _dilated(program: Program) -> Iterator[fx.Node]:
     for node in program.calls(*_CONVOLUTIONS):
-        dilation = _argument(node, 5, "dilation", 1)
+        dilation = arguments(node)["dilation"]
         if any(step != 1 for step in (dilation if isinstance(dilation, (list, tuple)) else [dilation])):
             yield node
 
@@ -47,13 +47,9 @@ def _volumes(program: Program) -> Iterator[fx.Node]:
 def _large_pools(program: Program) -> Iterator[fx.Node]:
     for node in program.calls(*_POOLS):
         kernel: Any = node.args[1]
-        stride: Any = _argument(node, 2, "stride", ()) or kernel
+        stride: Any = arguments(node)["stride"] or kernel
         if max(kernel) > 13 or max(stride) > 2:
             yield node
-
-
-def _argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
-    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
 
 
 CHECKS = (
