@@ -1,9 +1,10 @@
 """Residual blocks: what stands between a value and its sum with itself, found from the graph alone.
 
-1. A sum of two activations closes a block, if one operand is the block's input, or comes from it without products
-   (a dropout, a scale): the shortcut. The other operand is the branch.
+1. A sum of two activations closes a block, if one operand is the block's input, or is made of what the other reads
+   without products (a dropout, a scale, a class token beside the others): the shortcut. The other is the branch.
 2. The branch multiplies (it has MACs), and nobody outside reads what it computes in between.
-3. The type of the sum is that of the input, dimension by dimension: whoever reads the one can read the other.
+3. The type of the sum is that of the input, or else of the shortcut, dimension by dimension: whoever reads the one can
+   read the other.
 4. What alone reads the sum belongs to the block, if the input was made by the same op: the normalization or the
    activation behind a residual.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -26,6 +27,7 @@ from planish.compiler.program import source_module
 
 aten = torch.ops.aten
 _SUMS = (aten.add.Tensor, aten.add_.Tensor)
+_SIDE_BY_SIDE = (aten.cat.default, aten.stack.default)
 
 
 @dataclass(frozen=True)
@@ -77,15 +79,14 @@ def _closed_by(total: fx.Node, flow: _Flow) -> Block | None:
         return None
     for shortcut, branch in (operands, reversed(operands)):
         before = _ancestors(branch, flow)
-        source = next((node for node in _without_products(shortcut, flow) if node in before), None)
-        if source is None:
-            continue
-        inside = _between(source, branch, before) | {total}
-        result = _and_what_reads(total, source, flow)
+        carried = _carried(shortcut, before, flow)
+        inside = _between(carried, before) | {total}
         multiplying = [node for node in inside if node in flow.multiplies]
-        block = Block(_around(multiplying) or total.name, source, result, frozenset(inside | {result}))
-        if multiplying and _is_closed(block) and flow.same_type(source, result):
-            return block
+        for source in (*carried[:1], shortcut) if multiplying else ():
+            result = _and_what_reads(total, source, flow)
+            block = Block(_around(multiplying) or total.name, source, result, frozenset(inside | {result}))
+            if _is_closed(block) and flow.same_type(source, result):
+                return block
     return None
 
 
@@ -100,19 +101,24 @@ def _ancestors(node: fx.Node, flow: _Flow) -> set[fx.Node]:
     return found
 
 
-def _without_products(node: fx.Node, flow: _Flow) -> Iterator[fx.Node]:
-    """``node``, and what it comes from through ops of one activation without MACs, nearest first."""
-    while True:
-        yield node
-        if len(flow.sources[node]) != 1 or node in flow.multiplies:
-            return
-        (node,) = flow.sources[node]
+def _carried(node: fx.Node, before: set[fx.Node], flow: _Flow) -> list[fx.Node]:
+    """The nearest of ``before`` that ``node`` is made of without MACs: of one value, or of several side by side."""
+    found: dict[fx.Node, None] = {}
+    seen, waiting = {node}, [node]
+    while waiting:
+        each = waiting.pop()
+        if each in before:
+            found[each] = None
+        elif each not in flow.multiplies and (len(flow.sources[each]) == 1 or each.target in _SIDE_BY_SIDE):
+            waiting += [source for source in flow.sources[each] if source not in seen]
+            seen.update(flow.sources[each])
+    return [*found]
 
 
-def _between(source: fx.Node, branch: fx.Node, before: set[fx.Node]) -> set[fx.Node]:
-    """What of ``before`` (all that ``branch`` depends on) depends on ``source``."""
+def _between(sources: Iterable[fx.Node], before: set[fx.Node]) -> set[fx.Node]:
+    """What of ``before`` (all that a branch depends on) depends on ``sources``."""
     found: set[fx.Node] = set()
-    waiting = [source]
+    waiting = [*sources]
     while waiting:
         for user in waiting.pop().users:
             if user in before and user not in found:

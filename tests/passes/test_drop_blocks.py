@@ -24,6 +24,7 @@ from planish.compiler.widths import Widths
 from planish.passes.drop_blocks import DropBlocks
 from planish.passes.prune_channels import PruneChannels
 from planish.passes.pruning.blocks import find_blocks
+from planish.passes.pruning.depth import without
 from planish.passes.pruning.measures import EstimatedLatency
 from planish.passes.training.settings import Training
 from tests.backends.to_onnx.family_base import Function
@@ -135,6 +136,31 @@ def test_what_is_no_block(why: str, forward: Any) -> None:
 def test_a_scaled_shortcut_is_one() -> None:
     program = function(lambda s, x: (lambda y: s.c(0.5 * y + s.b(y)))(s.a(x)), **{n: nn.Linear(8, 8) for n in "abc"})
     assert names(program) == ["b"]
+
+
+def of_a_part(s: Any, x: Tensor, dropped: bool) -> Any:
+    """A class token alone is updated (VOLO)."""
+    y = s.a(x)
+    return s.c(torch.cat([y[:, :4] if dropped else y[:, :4] + s.b(y)[:, :4], y[:, 4:]], 1))
+
+
+def of_parts_side_by_side(s: Any, x: Tensor, dropped: bool) -> Any:
+    """Tokens that were updated in another way are put together again (TimeSformer)."""
+    u, v = s.a(x), s.d(x)
+    whole = torch.cat([u, v], 1)
+    return s.c((whole if dropped else whole + torch.cat([v, s.b(u)], 1)).unflatten(1, (2, 8)).sum(1))
+
+
+@pytest.mark.parametrize("forward", [of_a_part, of_parts_side_by_side])
+def test_a_shortcut_made_of_what_the_branch_reads_takes_the_place_of_the_sum(forward: Any) -> None:
+    layers = {name: nn.Linear(8, 8) for name in "abcd"}
+    program = function(lambda s, x: forward(s, x, False), **layers)
+    coupling = couple(program)
+    (block,) = find_blocks(coupling)
+    x = torch.randn(3, 8)
+    expected = function(lambda s, x: forward(s, x, True), **layers)(x)
+    assert not torch.equal(program(x), expected)
+    assert torch.equal(without(coupling.program, [block])(x), expected)
 
 
 # ---------------------------------------------------------------------- dropped
