@@ -111,13 +111,17 @@ def compared(folder: Path, name: str, arms: Arms, run: Callable[[str, tuple[Loss
 
 @app.command()
 def resnet44(
-    folder: Folder, minutes: float = 30, share: float = 0.5, rate: float = 0.05, steps: Steps = None,
-    json_file: Json = None,
+    folder: Folder, minutes: float = 30, share: float = 0.5, rate: float = 0.05, compiled: bool = False,
+    steps: Steps = None, json_file: Json = None,
 ) -> None:  # fmt: skip
     """Drop blocks of ResNet-44 by what they cost on this machine, distil, round to INT8; one thread of ONNX Runtime."""
     model, images, labels, tests, answers = cifar()
-    bound = Training(minutes=None if steps else minutes, steps=steps, learning_rate=rate, averaging=0.998, warmup=0.03)
+    bound = Training(
+        minutes=None if steps else minutes, steps=steps, learning_rate=rate, averaging=0.998, warmup=0.03,
+        compiled=compiled,
+    )  # fmt: skip
     name = f"resnet44-{share:g}-{rate:g}-" + (f"{steps}-steps" if steps else f"{minutes:g}-minutes")
+    name += "-compiled" if compiled else ""
     settings = Distill(
         losses=[SoftTargets(temperature=4.0)], blended=True, inner=(DropBlocks(share), QuantizeInt8()),
         training=replace(bound, checkpoint=str(folder / name)), diagnosis=False,
