@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import torch
@@ -18,18 +18,56 @@ aten = torch.ops.aten
 _BEYOND_EXPORT = (aten.grid_sampler_2d.default,)
 
 
+def histc(x: Tensor, bins: int = 100, low: float = 0, high: float = 0) -> Any:
+    """Counts, for each bin, the values whose bin it is. Only for limits that are given."""
+    if low >= high:
+        return NotImplemented
+    x = x.flatten()
+    places = ((x - low) / (high - low) * bins).floor().clamp(max=bins - 1)
+    counted = torch.logical_and(x >= low, x <= high)
+    hits = torch.logical_and(places.unsqueeze(-1) == torch.arange(bins), counted.unsqueeze(-1))
+    return hits.to(torch.float32).sum(0).to(x.dtype)
+
+
+def grouped_product(rows: Tensor, matrices: Tensor, ends: Tensor | None = None, *others: Any) -> Any:
+    """Mixtures of experts: rows [T, K], sorted by expert, meet matrices [experts, K, N]. ``ends``: of their rows.
+
+    Every expert computes every row, and each row takes its own: shapes stay known, for experts times the products.
+    """
+    if rows.ndim != 2 or matrices.ndim != 3 or ends is None or any(other is not None for other in others):
+        return NotImplemented
+    expert = (torch.arange(rows.shape[0]).unsqueeze(1) >= ends).to(torch.int64).sum(1, keepdim=True)
+    products = torch.zeros_like(rows[:, :1] * matrices[0, :1])
+    for number in range(matrices.shape[0]):
+        products = torch.where(expert == number, rows @ matrices[number], products)
+    return products
+
+
+_OWN: dict[str, Callable[..., Any]] = {
+    "aten::histc": histc, "aten::_grouped_mm": grouped_product, "transformers::grouped_mm_fallback": grouped_product,
+}  # fmt: skip
+"""By name, as the libraries need not be there: what PyTorch cannot decompose."""
+
+
+def own_decompositions(targets: Iterable[Any]) -> dict[Any, Callable[..., Any]]:
+    """Of ``targets``, those that PyTorch cannot decompose and we can, with how."""
+    overloads = (each for each in targets if isinstance(each, torch._ops.OpOverload))
+    return {each: _OWN[each._schema.name] for each in overloads if each._schema.name in _OWN}
+
+
 def decomposed(program: Program, keep: Collection[Operator]) -> Program:
     """The same function with every operator outside ``keep`` decomposed as far as PyTorch knows how.
 
     Nothing is written in place any more; what is written into buffers is lost with the call.
     """
     with quiet_torch():
-        return without_state(trace(exported(program).run_decompositions(_table(keep))))
+        return without_state(trace(exported(program).run_decompositions(_table(program, keep))))
 
 
-def _table(keep: Collection[Operator]) -> Any:
-    """PyTorch's table for export, and what PyTorch can decompose beyond it."""
-    table = torch.export.default_decompositions()
+def _table(program: Program, keep: Collection[Operator]) -> Any:
+    """PyTorch's table for export, what PyTorch can decompose beyond it, and our own."""
+    table: Any = torch.export.default_decompositions()
+    table.update(own_decompositions(node.target for node in program.calls()))
     for operator in _BEYOND_EXPORT:
         table[operator] = decomposition_table[operator]
     for operator in [*table]:

@@ -27,6 +27,7 @@ from planish.backends.to_coreml.interface import Image
 from planish.backends.to_coreml.ranks import MAX_RANK
 from planish.backends.to_coreml.rewrites import rewrite
 from planish.backends.to_coreml.scheme import RANGES
+from planish.compiler.decompose import own_decompositions
 from planish.compiler.errors import LoweringError
 from planish.compiler.program import Program, op_name, source_module
 from planish.compiler.scheme import Operator
@@ -121,7 +122,7 @@ def _failed(graph: fx.Graph, failure: Exception) -> LoweringError:
 
 def decomposed(exported: ExportedProgram, apart: set[Any]) -> ExportedProgram:
     """Functional, and every operator without a converter (or in ``apart``) taken apart as PyTorch does."""
-    known = table()
+    known = {**table(), **own_decompositions(node.target for node in exported.graph.nodes)}
     current = exported
     with quiet():
         for _ in range(_ROUNDS):

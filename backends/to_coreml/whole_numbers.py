@@ -3,7 +3,7 @@
 1. Bits: and, or, xor of two numbers are sums over their bits, halved out by whole divisions. The sign is the bit that
    no power of two in 32 bits stands for. Shifts are products and whole divisions.
 2. The place of the largest value of a pool's window is an argmax over one strided slice for each place of the kernel.
-3. A histogram counts, for each bin, the values whose bin it is.
+3. A histogram counts, for each bin, the values whose bin it is (compiler/decompose.py).
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from planish.compiler.decompose import histc
 
 aten = torch.ops.aten
 _BITS = 31
@@ -74,17 +76,6 @@ def max_pool2d_with_indices(
     columns = torch.arange(values.shape[-1]) * step[1] - border[1]
     down = torch.div(best, size[1], rounding_mode="floor") * spread[0] + rows
     return values, down * int(x.shape[-1]) + torch.remainder(best, size[1]) * spread[1] + columns
-
-
-def histc(x: Tensor, bins: int = 100, low: float = 0, high: float = 0) -> Any:
-    """Rule 3, for limits that are given."""
-    if low >= high:
-        return NotImplemented
-    x = x.flatten()
-    places = ((x - low) / (high - low) * bins).floor().clamp(max=bins - 1)
-    counted = torch.logical_and(x >= low, x <= high)
-    hits = torch.logical_and(places.unsqueeze(-1) == torch.arange(bins), counted.unsqueeze(-1))
-    return hits.to(torch.float32).sum(0).to(x.dtype)
 
 
 _AND, _OR, _XOR = (

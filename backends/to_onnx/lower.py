@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import onnx_ir as ir
+import torch
 from onnx_ir.tensor_adapters import from_torch_dtype
 from torch import Tensor, fx
 
@@ -51,10 +52,15 @@ RULES: dict[Operator, Rule] = {
 }
 
 
+def rule_of(node: fx.Node) -> Rule | None:
+    name = node.target._schema.name if isinstance(node.target, torch._ops.OpOverload) else ""
+    return RULES.get(node.target) or rules_linear.BY_NAME.get(name)  # type: ignore[arg-type]
+
+
 def unsupported(program: Program) -> Iterator[fx.Node]:
     """The nodes whose operator has no rule."""
     for node in program.calls():
-        if node.target not in RULES and node.target is not operator.getitem:
+        if rule_of(node) is None and node.target is not operator.getitem:
             yield node
 
 
@@ -104,7 +110,7 @@ def _call(emitter: Emitter, node: fx.Node) -> Any:
     args, kwargs = both
     if node.target is operator.getitem:
         return args[0][args[1]]
-    rule = RULES.get(node.target)  # type: ignore[arg-type]
+    rule = rule_of(node)
     if rule is None:
         raise emitter.fail(f"No ONNX rule for {op_name(node)}")
     try:

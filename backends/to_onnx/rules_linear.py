@@ -173,6 +173,31 @@ def _ragged_sum(e: Emitter, rows: Value, indices: Value, offsets: Value) -> Valu
     return e.op("ScatterND", empty, bag, rows, reduction="add")
 
 
+def grouped_product(
+    e: Emitter, rows: Value, matrices: Value, ends: Value | None = None, bias: Value | None = None, dtype: Any = None
+) -> Value:
+    """Mixtures of experts: rows [T, K], sorted by expert, meet matrices [experts, K, N]. ``ends``: of their rows.
+
+    What lies behind the last end is 0.
+    """
+    experts, _, width = e.fake(1).shape
+    if e.fake(0).ndim != 2 or ends is None or bias is not None:
+        raise e.fail("a grouped product of this form")
+    axis = e.constant([0])
+    bounds = e.op("Concat", axis, e.cast(ends, torch.int64), e.op("Shape", rows, end=1), axis=0)
+    products = []
+    for expert in range(experts):
+        start, end = (
+            e.op("Slice", bounds, e.constant([at]), e.constant([at + 1]), axis) for at in (expert, expert + 1)
+        )
+        own = e.op("Slice", rows, start, end, axis)
+        products.append(e.op("MatMul", own, e.op("Gather", matrices, e.constant(expert), axis=0)))
+    last, total = (e.op("Slice", bounds, e.constant([at]), e.constant([at + 1]), axis) for at in (experts, experts + 1))
+    shape = e.op("Concat", e.op("Sub", total, last), e.constant([int(width)]), axis=0)
+    zeros = e.op("Expand", e.constant(0.0, e.fake(0).dtype), shape)
+    return e.op("Concat", *products, zeros, axis=0)
+
+
 RULES: dict[Operator, Rule] = {
     aten.linear.default: linear, aten.addmm.default: addmm, aten.matmul.default: matmul, aten.mm.default: matmul,
     aten.bmm.default: matmul, aten.mv.default: matmul, aten.dot.default: matmul, aten.vdot.default: matmul,
@@ -180,5 +205,7 @@ RULES: dict[Operator, Rule] = {
     aten.cdist.default: distances,
     aten.scaled_dot_product_attention.default: attention, aten.embedding.default: embedding,
     aten.embedding_bag.padding_idx: embedding_bag, aten._embedding_bag.default: embedding_bag,
-    aten._embedding_bag_forward_only.default: embedding_bag,
+    aten._embedding_bag_forward_only.default: embedding_bag, aten._grouped_mm.default: grouped_product,
 }  # fmt: skip
+BY_NAME: dict[str, Rule] = {"transformers::grouped_mm_fallback": grouped_product}
+"""Operators of libraries that need not be there."""

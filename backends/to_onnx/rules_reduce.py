@@ -111,6 +111,20 @@ def cumsum(e: Emitter, x: Value, dim: int, dtype: Any = None) -> Value:
     return e.op("CumSum", value, e.constant(dim)) if e.fake(0).ndim else value
 
 
+def histc(e: Emitter, x: Value, bins: int = 100, low: float = 0, high: float = 0) -> Value:
+    """A column for each bin, a row for each value: sums over the rows. Values outside of the limits count nowhere."""
+    dtype = e.fake(0).dtype
+    if low >= high:
+        raise e.fail("histc between limits that the values set")
+    column = e.op("Reshape", x, e.constant([-1, 1]))
+    scaled = e.op("Mul", e.op("Sub", column, e.constant(low, dtype)), e.constant(bins / (high - low), dtype))
+    place = e.op("Min", e.op("Floor", scaled), e.constant(bins - 1, dtype))
+    limits = (("GreaterOrEqual", low), ("LessOrEqual", high))
+    within = e.op("And", *(e.op(kind, column, e.constant(limit, dtype)) for kind, limit in limits))
+    hits = e.op("And", e.op("Equal", place, e.constant([*range(bins)], dtype)), within)
+    return e.op("ReduceSum", e.cast(hits, dtype), e.constant([0]), keepdims=0)
+
+
 def vector_norm(e: Emitter, x: Value, order: float = 2, dims: Any = None, keepdim: bool = False, **_: Any) -> Value:
     axes, kept = _axes(e, dims), int(keepdim)
     named = {1.0: "ReduceL1", 2.0: "ReduceL2"}.get(float(order))
@@ -149,5 +163,5 @@ RULES: dict[Operator, Rule] = {
     aten.var.dim: variance(root=False), aten.std.dim: variance(root=True),
     aten.var_mean.correction: variance_and_mean,
     aten.cumsum.default: cumsum, aten.linalg_vector_norm.default: vector_norm,
-    aten.norm.ScalarOpt_dim: norm, aten.norm.Scalar: norm, aten.dist.default: distance,
+    aten.norm.ScalarOpt_dim: norm, aten.norm.Scalar: norm, aten.dist.default: distance, aten.histc.default: histc,
 }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -99,7 +100,7 @@ def _to_front(e: Emitter, values: Any, used: Sequence[int], block: Sequence[int]
 def _put(e: Emitter, x: Any, listed: Sequence[Any], updates: Any, accumulate: bool) -> Value:
     sizes = shape_of(x)
     bounds = sizes[: len(listed)]
-    if not accumulate and not _differ(listed, bounds):
+    if not accumulate and not _differ(listed, bounds) and not _of_a_sort(e.node.args[1]):
         raise e.fail("putting values at positions that are computed, or that come twice")
     places = tuples(e, listed, bounds)
     added = scattered(e, places, updates, sizes)
@@ -115,6 +116,19 @@ def _differ(listed: Sequence[Any], bounds: Sequence[int]) -> bool:
     rows = torch.stack([places % size for places, size in zip(torch.broadcast_tensors(*listed), bounds, strict=True)])
     columns = rows.flatten(1)
     return bool(columns.unique(dim=1).shape[1] == columns.shape[1])
+
+
+def _of_a_sort(indices: Any) -> bool:
+    """Whether the only positions are where a sort of one dimension took its values from: each comes once."""
+    used = [node for node in indices if node is not None]
+    node = used[0]
+    return (
+        len(used) == 1
+        and node.target is operator.getitem
+        and node.args[1] == 1
+        and node.args[0].target in (aten.sort.default, aten.sort.stable, aten.topk.default)
+        and node.meta["val"].ndim == 1
+    )
 
 
 def slice_scatter(

@@ -30,16 +30,12 @@ TRANSFORMERS = [
     family for family in family_transformers.families() if family.name.removeprefix("transformers-") in EVERY_FORM
 ]
 QUICK = ("audio-conv1d", "unet", "LSTM-with-state", "masks", "outputs", "transformer-encoder", "squeeze-excite")
-UNSUPPORTED = {"transformers-Mixtral": "Replace transformers.grouped_mm_fallback by other operators"}
 TOLERANCES = {"half-precision": 2e-3}
 """Of models that compute in float16 themselves."""
 
 
 def check(family: Family) -> None:
     outcome = attempt(family)
-    if family.name in UNSUPPORTED:
-        assert outcome.failure.startswith(f"LoweringError: {UNSUPPORTED[family.name]}"), outcome
-        return
     assert outcome.error is not None, outcome.failure
     assert outcome.error <= TOLERANCES.get(family.name, TOLERANCE)
 

@@ -50,13 +50,6 @@ def test_places_in_a_pool_are_those_of_pytorch(
     assert all(torch.equal(a, b) for a, b in zip(wanted, got, strict=True))
 
 
-@quick
-@given(st.lists(st.integers(-3, 12), min_size=1, max_size=20), st.integers(1, 10))
-def test_a_histogram_of_whole_numbers_is_that_of_pytorch(values: list[int], bins: int) -> None:
-    x = torch.tensor(values, dtype=torch.float32)
-    assert torch.equal(DECOMPOSITIONS[aten.histc.default](x, bins, 0, bins), torch.histc(x, bins, 0, bins))
-
-
 def test_packages_have_bits_places_and_counts() -> None:
     x = torch.tensor([[3, -5, 2**30], [LOWEST, HIGHEST, 0], [1, 2, 3]], dtype=torch.int32)
 

@@ -75,7 +75,7 @@ def families() -> list[Family]:
         "Bloom": {"vocab_size": 99, "hidden_size": 32, "n_layer": 2, "n_head": 4, "use_cache": False},
         "Mamba": {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4, "use_cache": False},
         "FNet": SMALL,
-        "Mixtral": {**GQA, "num_local_experts": 3, "num_experts_per_tok": 2},
+        "Mixtral": {**GQA, "num_local_experts": 3, "num_experts_per_tok": 2, "intermediate_size": 40},
     }
     images: dict[str, dict[str, Any]] = {
         "ViT": IMAGE,

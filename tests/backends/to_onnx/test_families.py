@@ -11,12 +11,9 @@ from tests.backends.to_onnx.family_models import timm_families
 LAYERS = family_layers.families()
 TRANSFORMERS = family_transformers.families()
 QUICK = ("Bert", "GPT2", "Llama", "T5", "CLIP")
-UNSUPPORTED = {"transformers-Mixtral": "histc, which neither planish nor torch.onnx.export lowers"}
 
 
 def check(family: Family) -> None:
-    if family.name in UNSUPPORTED:
-        pytest.xfail(UNSUPPORTED[family.name])
     outcome = attempt(family)
     assert outcome.good, outcome
 

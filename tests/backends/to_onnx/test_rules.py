@@ -283,3 +283,9 @@ def test_bags_of_embeddings_agree(length: int | None) -> None:
         assert_rule_agrees(
             lambda x, mode=mode: F.embedding_bag(x, table, mode=mode), torch.randint(0, 20, (3, length or 1))
         )
+
+
+@quick
+@given(st.integers(1, 9), st.sampled_from([(0, 4), (-2, 3)]))
+def test_histograms_agree(bins: int, limits: tuple[int, int]) -> None:
+    assert_rule_agrees(lambda x: torch.histc(x.mul(3).round(), bins, *limits), draw(5, 4))

@@ -27,7 +27,6 @@ UNSUPPORTED = {
     "integers": "bits of whole numbers, which TFLite cannot combine",
     "fourier": "complex numbers",
     "transformers-FNet": "complex numbers",
-    "transformers-Mixtral": "histc, which no backend lowers",
 }
 
 
