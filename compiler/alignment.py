@@ -72,11 +72,12 @@ def computed_along(widths: Widths) -> dict[Dim, None]:
 
 
 def _dims_of(node: fx.Node, widths: Widths) -> Iterator[Dim]:
-    weights = [value for value in node.all_input_nodes if widths.costs.folds(value)]
+    tensors = [value for value in node.all_input_nodes if widths.costs.shapes(value)]  # the rest are sizes
+    weights = [value for value in tensors if widths.costs.folds(value)]
     for weight in weights:
         yield from filter(None, widths.dims_with_atoms(weight))
     if not weights:
-        for value in (node, *node.all_input_nodes):
+        for value in (node, *tensors):
             yield from filter(None, widths.dims_with_atoms(value)[-1:])
 
 

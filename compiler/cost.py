@@ -156,8 +156,9 @@ class Costs:
     def size(self, size: int | torch.SymInt) -> int:
         if isinstance(size, int):
             return size
-        known = {
-            symbol: self._batch if symbol in self._symbols else size.node.shape_env.backed_var_to_val[symbol]
+        examples = size.node.shape_env.backed_var_to_val
+        known = {  # what the data decides (how many pixels a mask has) counts as the batch does
+            symbol: self._batch if symbol in self._symbols else examples.get(symbol, self._batch)
             for symbol in size.node.expr.free_symbols
         }
         return int(size.node.expr.subs(known))

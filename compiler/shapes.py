@@ -22,6 +22,8 @@ def propagate(program: Program) -> None:
     whose constants do not agree with its tensors does not get through here.
     """
     mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+    for node in program.graph.nodes:  # sizes that the data decides (nonzero): symbols of the trace's own environment
+        node.meta.pop("unbacked_bindings", None)
     with torch.no_grad(), enable_python_dispatcher():  # composite ops (lstm) take symbols only through it
         _Propagation(program.graph_module, mode).propagate_dont_convert_inputs(*_fakes(mode, program))
 

@@ -57,7 +57,12 @@ class Equations:
             freeze(left, mismatch)
             freeze(right, mismatch)
             return True
-        if left.size <= 1:  # what is broadcast couples nothing
+        if left.size == 0:  # nothing tells its factors apart: a size computed from two inputs of sizes unknown
+            empty = Frozen("its size is 0 with the sizes that stand in for those of the inputs", self.node)
+            freeze(left, empty)
+            freeze(right, empty)
+            return True
+        if left.size == 1:  # what is broadcast couples nothing
             return True
         if right.kind == "atom":
             left, right = right, left

@@ -84,12 +84,24 @@ def _write_out_scale(node: fx.Node) -> None:
             node.update_kwarg("scale", 1.0 / math.sqrt(width))
 
 
+def _lay_out_pairs(node: fx.Node) -> None:
+    """5. Pairs that are read as complex numbers lie densely, however wide what they are sliced from becomes."""
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    if source.target is not aten.contiguous.default:
+        with node.graph.inserting_before(node):
+            dense = node.graph.call_function(aten.contiguous.default, (source,))
+        dense.meta = dict(source.meta)
+        node.args = (dense,)
+
+
 _SPLITS = (aten.chunk, aten.split, aten.tensor_split, aten.unsafe_chunk, aten.unsafe_split)
 _REWRITES: dict[Any, Callable[[fx.Node], None]] = {
     **dict.fromkeys(_SPLITS, _write_out_parts),
     **dict.fromkeys((aten.slice, aten.narrow, aten.slice_scatter), _count_from_the_front),
     aten.squeeze: _name_squeezed_axes,
     aten.scaled_dot_product_attention: _write_out_scale,
+    aten.view_as_complex: _lay_out_pairs,
 }
 
 

@@ -347,3 +347,30 @@ def test_the_program_that_is_pruned_stays_as_it_was() -> None:
     before = Inputs((x,)).call(program)
     PruneChannels().run(program, context())
     assert torch.equal(program(x), before)
+
+
+class Conditional(nn.Module):
+    """A convolution whose weights the input mixes, one group an image: its number of groups is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(6, 4, 1)
+        self.router, self.weights = nn.Linear(8, 2), nn.Parameter(torch.randn(2, 6, 8, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x).relu()
+        chosen = self.router(y.mean((2, 3))).sigmoid() @ self.weights.flatten(1)
+        batch, _, height, width = y.shape
+        mixed = nn.functional.conv2d(y.reshape(1, -1, height, width), chosen.reshape(-1, 8, 1, 1), groups=batch)
+        z: Tensor = self.last(mixed.reshape(batch, 6, height, width))
+        return z
+
+
+def test_a_convolution_of_computed_weights_and_groups_is_told_or_left_whole() -> None:
+    x = torch.randn(2, 3, 4, 4)
+    told = context()
+    pruned = PruneChannels(ratio=0.2, granularity=1).run(
+        traced(nn.Sequential(nn.Conv2d(3, 32, 1), nn.Conv2d(32, 3, 1), Conditional()), x), told
+    )
+    assert pruned(torch.randn(3, 3, 4, 4)).shape == (3, 4, 4, 4)
+    assert any(decision.outcome == "stays" and "not understood" in decision.reason for decision in told.decisions)
