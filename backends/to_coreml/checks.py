@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, fx
 
 from planish.backends.to_coreml import neural_engine
-from planish.backends.to_coreml.complex_numbers import real_numbers
 from planish.backends.to_coreml.ranks import MAX_RANK
 from planish.backends.to_coreml.recurrent_converters import UNROLLED, is_unrolled
 from planish.backends.to_coreml.rewrites import RULES, rewrite
+from planish.compiler.complex_numbers import real_numbers
 from planish.compiler.contracts import Check
 from planish.compiler.program import Program, arguments
 from planish.compiler.shapes import ensure_shapes

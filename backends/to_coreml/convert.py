@@ -18,7 +18,6 @@ from torch._export.verifier import Verifier
 from torch.export import ExportedProgram
 from torch.utils._sympy.value_ranges import ValueRanges
 
-from planish.backends.to_coreml.complex_numbers import real_numbers
 from planish.backends.to_coreml.converters import LOCK, Refused, guarded, is_known
 from planish.backends.to_coreml.decompositions import DECOMPOSITIONS
 from planish.backends.to_coreml.flat import BORDER, Flat, flat
@@ -27,6 +26,7 @@ from planish.backends.to_coreml.interface import Image
 from planish.backends.to_coreml.ranks import MAX_RANK
 from planish.backends.to_coreml.rewrites import rewrite
 from planish.backends.to_coreml.scheme import RANGES
+from planish.compiler.complex_numbers import real_numbers
 from planish.compiler.decompose import own_decompositions
 from planish.compiler.errors import LoweringError
 from planish.compiler.program import Program, op_name, source_module

@@ -10,7 +10,6 @@ from torch import Tensor, fx
 from planish.compiler.contracts import Check
 from planish.compiler.hardware import HardwareProfile
 from planish.compiler.program import Program
-from planish.compiler.shapes import ensure_shapes
 
 aten = torch.ops.aten
 
@@ -26,13 +25,17 @@ def checks_for(profile: HardwareProfile) -> tuple[Check, ...]:
 
 
 def _without_rule(program: Program) -> Iterator[fx.Node]:
+    from planish.backends.to_onnx.exporter import without_complex
     from planish.backends.to_onnx.lower import unsupported
 
-    yield from unsupported(program)
+    yield from unsupported(without_complex(program))
 
 
 def _complex(program: Program) -> Iterator[fx.Node]:
-    ensure_shapes(program)
+    from planish.backends.to_onnx.exporter import without_complex
+
+    if without_complex(program) is not program:
+        return
     for node in program.calls():
         value = node.meta.get("val")
         if isinstance(value, Tensor) and value.dtype.is_complex:

@@ -15,12 +15,15 @@ from torch import Tensor, fx
 
 from planish.backends.to_onnx.emitter import Unsupported
 from planish.backends.to_onnx.lower import RULES, output_leaves, to_onnx, unsupported
+from planish.compiler.complex_numbers import has_complex, real_numbers
 from planish.compiler.decompose import decomposed, exported
 from planish.compiler.errors import LoweringError
 from planish.compiler.program import Program, op_name, source_module
 from planish.compiler.shapes import propagate, tensor_of
 
 aten = torch.ops.aten
+MATRICES_AT_MOST = 1 << 24
+"""Bytes of the matrices of Fourier transforms: one of 1,024 points has 8 MiB."""
 _ROUNDS = 5
 """Operators, one a round, whose rule does not know the form at hand and that are decomposed instead."""
 
@@ -30,6 +33,7 @@ def lower_any(program: Program, opset: int) -> tuple[ir.Model, str]:
 
     Raises LoweringError, with the node and module that have no rule, if none of the ways succeeds.
     """
+    program = without_complex(program)
     try:
         return to_onnx(program, opset), "Every operator was lowered by its rule."
     except Unsupported as failure:
@@ -47,6 +51,18 @@ def lower_any(program: Program, opset: int) -> tuple[ir.Model, str]:
             f"(without a rule are {', '.join(sorted({op_name(node) for node in unsupported(program)})) or 'none'})",
             component="onnx", node=last.node, module=last.module,
         ) from failure  # fmt: skip
+
+
+def without_complex(program: Program) -> Program:
+    """Real tensors in pairs for complex ones, where rules know all of them and no transform becomes a large matrix.
+
+    The rest is left to PyTorch's exporter, which has Fourier transforms (DFT) and complex numbers of its own.
+    """
+    real = real_numbers(program)
+    if real is program or has_complex(real):
+        return program
+    before, after = (sum(tensor.nbytes for tensor in each.state_dict().values()) for each in (program, real))
+    return real if after - before <= MATRICES_AT_MOST else program
 
 
 def _by_decomposition(program: Program, opset: int, failure: Unsupported) -> tuple[ir.Model, list[str]]:

@@ -10,6 +10,7 @@ from torch import Tensor, fx
 from planish.backends.to_tflite.converter import Conversion, convert
 from planish.backends.to_tflite.devices import missing, peak_of_activations, subset_of
 from planish.backends.to_tflite.dtypes import FILE_TYPES
+from planish.compiler.complex_numbers import real_numbers
 from planish.compiler.contracts import Check
 from planish.compiler.errors import LoweringError
 from planish.compiler.hardware import HardwareProfile
@@ -102,8 +103,9 @@ def _dynamic(program: Program) -> Iterator[fx.Node]:
 
 
 def _complex(program: Program) -> Iterator[fx.Node]:
-    ensure_shapes(program)
-    for node in program.graph.nodes:
+    real = real_numbers(program)
+    ensure_shapes(real)
+    for node in real.graph.nodes:
         value = node.meta.get("val")
         if isinstance(value, Tensor) and value.dtype not in FILE_TYPES:
             yield node

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from planish.backends.to_tflite.emitter import Unsupported
 from planish.backends.to_tflite.graph import PLAIN, Form, Graph
 from planish.backends.to_tflite.lower import RULES, prepared, to_tflite, unsupported
+from planish.compiler.complex_numbers import real_numbers
 from planish.compiler.decompose import decomposed
 from planish.compiler.errors import LoweringError
 from planish.compiler.program import Program, op_name
@@ -28,7 +29,7 @@ def convert(program: Program, form: Form = PLAIN) -> Conversion:
 
     Raises LoweringError, with the node and the module that have no rule, if neither way succeeds.
     """
-    program = prepared(program)
+    program = prepared(real_numbers(program))
     try:
         return Conversion(to_tflite(program, form), program, "Every operator was lowered by its rule.")
     except Unsupported as failure:

@@ -25,8 +25,6 @@ QUICK = ("Bert", "Llama", "T5")
 TIMM = timm_families()[::16]
 UNSUPPORTED = {
     "integers": "bits of whole numbers, which TFLite cannot combine",
-    "fourier": "complex numbers",
-    "transformers-FNet": "complex numbers",
 }
 
 

@@ -1,11 +1,11 @@
-"""Complex numbers as two real tensors each: Core ML has none, so a Fourier transform is a product with a matrix.
+"""Complex numbers as two real tensors each, for runtimes that have none: a Fourier transform is a matrix product.
 
 Rules:
 
 1. A discrete Fourier transform along one axis of a known size is a product with its matrix, of cosines and sines.
    Padding to another length is a matrix with fewer rows, cutting one with rows of zeros.
 2. Transforms along several axes are one after the other.
-3. Sums, differences and products are those of the parts; what moves values moves both parts.
+3. Sums, differences and products are those of the parts; what moves values moves both parts. Constants are split.
 4. Parts, magnitude and ``view_as_real`` lead back to real numbers. Whatever else reads complex numbers stays, and a
    Check names it.
 """
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from planish.compiler.program import Program, add_tensor, arguments, rebuild
+from planish.compiler.program import Program, add_tensor, arguments, get_attribute, rebuild
 from planish.compiler.shapes import ensure_shapes
 
 aten = torch.ops.aten
@@ -37,24 +37,34 @@ _MOVES = (
     aten.reshape.default, aten.view.default, aten.permute.default, aten.transpose.int, aten.unsqueeze.default,
     aten.squeeze.dim, aten.slice.Tensor, aten.select.int, aten.flatten.using_ints, aten.roll.default, aten.flip.default,
     aten.expand.default, aten.contiguous.default, aten.clone.default, aten.neg.default, aten.mean.dim,
-    aten.sum.dim_IntList,
+    aten.sum.dim_IntList, aten.repeat.default, aten.index_select.default, aten.index.Tensor, aten.squeeze.default,
+    aten.squeeze.dims, aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default,
 )  # fmt: skip
+_CONJUGATES = (aten.conj.default, aten._conj.default, aten.conj_physical.default, aten._conj_physical.default)
+_CASTS = (aten.to.dtype, aten.to.dtype_layout, aten._to_copy.default, aten.resolve_conj.default)
 
 
 def real_numbers(program: Program) -> Program:
     """``program`` with two real tensors for each complex one, where a rule knows how; the original stays as it was."""
-    ensure_shapes(program)
-    if not any(_is_complex(node) for node in program.graph.nodes):
+    if not has_complex(program):
         return program
     program = program.fork()
     ensure_shapes(program)
     parts = _Parts(program)
-    for node in [*program.calls()]:
+    for node in [*program.graph.nodes]:
         with program.graph.inserting_before(node):
-            parts.take(node)
+            if node.op == "call_function":
+                parts.take(node)
+            elif node.op == "get_attr" and _is_complex(node):
+                parts.split(node)
     program.graph.eliminate_dead_code()
     program.graph.lint()
     return Program(rebuild(program.graph_module, program.graph), program.example_inputs, dict(program.dynamic_axes))
+
+
+def has_complex(program: Program) -> bool:
+    ensure_shapes(program)
+    return any(_is_complex(node) for node in program.graph.nodes)
 
 
 def _is_complex(node: object) -> bool:
@@ -80,6 +90,16 @@ class _Parts:
             self._real_inverse(node)
         elif target is aten.complex.default:
             self.pairs[node] = (args[0], args[1])  # type: ignore[assignment]
+        elif target is aten.polar.default:
+            turns = [
+                self(aten.mul.Tensor, args[0], self(part, args[1])) for part in (aten.cos.default, aten.sin.default)
+            ]
+            self.pairs[node] = (turns[0], turns[1])
+        elif target in _CONJUGATES and self._known(args[0]):
+            re, im = self.pairs[args[0]]  # type: ignore[index]
+            self.pairs[node] = (re, None if im is None else self(aten.neg.default, im))
+        elif target in _CASTS and _is_complex(node) and (pair := self._pair(args[0])) is not None:
+            self.pairs[node] = pair
         elif target is aten.view_as_complex.default:
             self.pairs[node] = (self(aten.select.int, args[0], -1, 0), self(aten.select.int, args[0], -1, 1))
         elif target in _BACK and self._known(args[0]):
@@ -92,6 +112,13 @@ class _Parts:
             operands = [self._pair(arg) for arg in args]
             if all(operand is not None for operand in operands):
                 self.pairs[node] = _ARITHMETIC[target](self, *operands)
+
+    def split(self, node: fx.Node) -> None:
+        """Write down the parts of a constant."""
+        values = get_attribute(self.program.graph_module, str(node.target)).detach()
+        parts = [add_tensor(self.program, f"{node.name}_{name}", getattr(values, name).contiguous())
+                 for name in ("real", "imag")]  # fmt: skip
+        self.pairs[node] = (parts[0], parts[1])
 
     def __call__(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         return self.program.graph.call_function(target, args, kwargs)
