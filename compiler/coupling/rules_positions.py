@@ -84,6 +84,7 @@ def windows(node: fx.Node, inference: Inference) -> Shape:
 
 def grid_sample(node: fx.Node, inference: Inference) -> Shape:
     x, grid = (inference.shape(argument) for argument in node.args[:2])
+    inference.unify(x[0], grid[0])
     inference.freeze([*x[2:], *grid[1:]], "it is a position", node)
     return (*x[:2], *grid[1:-1])
 

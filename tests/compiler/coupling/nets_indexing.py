@@ -26,6 +26,14 @@ def of_sequence(name: str, change: Callable[[Tensor, Tensor], Tensor]) -> Family
     return net(name, lambda s, x: s.c(change(s.a(x), s.b(x))), SEQUENCE, a=lin(6, 8), b=lin(6, 8), c=lin(8, 3))
 
 
+def sampled_heads(s: Any, x: Tensor) -> Any:
+    """Two heads beside the batch, each read at positions of its own (arXiv:2010.04159)."""
+    values = s.a(x).unflatten(-1, (2, 4)).permute(0, 2, 3, 1).flatten(0, 1).unsqueeze(2)
+    places = s.b(x).tanh().unflatten(-1, (2, 2)).transpose(1, 2).flatten(0, 1).unsqueeze(1)
+    read = F.grid_sample(values, places, align_corners=False).squeeze(2)
+    return s.c(read.unflatten(0, (-1, 2)).flatten(1, 2).transpose(1, 2))
+
+
 def reads() -> list[Family]:
     return [
         of_sequence("gathered rows", lambda a, b: a.gather(1, rows(a, 2, 8)) + b[:, :2]),
@@ -34,6 +42,7 @@ def reads() -> list[Family]:
         of_sequence("rows in another order", lambda a, b: a[:, torch.tensor([3, 1, 2, 0, 4])] + b),
         of_sequence("running maxima", lambda a, b: a.cummax(1)[0] * b.cumsum(1)),
         of_sequence("second smallest of rows", lambda a, b: a.kthvalue(2, 1, keepdim=True)[0] + b),
+        net("heads sampled at positions of their own", sampled_heads, SEQUENCE, a=lin(6, 8), b=lin(6, 4), c=lin(8, 3)),
         of_sequence("windows", lambda a, b: a.unfold(1, 3, 1).mean(-1) + b[:, :3]),
     ]  # fmt: skip
 
