@@ -96,10 +96,10 @@ class _Parts:
             ]
             self.pairs[node] = (turns[0], turns[1])
         elif target in _CONJUGATES and self._known(args[0]):
-            re, im = self.pairs[args[0]]  # type: ignore[index]
+            re, im = self._pair(args[0])
             self.pairs[node] = (re, None if im is None else self(aten.neg.default, im))
         elif target in _CASTS and _is_complex(node) and (pair := self._pair(args[0])) is not None:
-            self.pairs[node] = pair
+            self.pairs[node] = self._cast(pair, args[0], node)
         elif target is aten.view_as_complex.default:
             self.pairs[node] = (self(aten.select.int, args[0], -1, 0), self(aten.select.int, args[0], -1, 1))
         elif target in _BACK and self._known(args[0]):
@@ -130,6 +130,13 @@ class _Parts:
         if isinstance(operand, fx.Node):
             return self.pairs.get(operand, None if _is_complex(operand) else (operand, None))
         return (operand.real, operand.imag or None) if isinstance(operand, complex) else (operand, None)
+
+    def _cast(self, pair: Pair, source: Any, result: fx.Node) -> Pair:
+        given, wanted = (each.meta["val"].dtype.to_real() for each in (source, result))
+        if given is wanted:
+            return pair
+        re, im = pair
+        return self(aten.to.dtype, re, wanted), None if im is None else self(aten.to.dtype, im, wanted)
 
     def _transform_all(self, node: fx.Node, sign: int, half: bool) -> None:
         rank = node.meta["val"].ndim

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from torch._decomp import decomposition_table
 from torch.export import Dim, ExportedProgram, ShapesCollection
 
-from planish.compiler.program import Program
+from planish.compiler.program import Program, qualified_name
 from planish.compiler.scheme import Operator
 from planish.compiler.trace import quiet_torch, trace
 
@@ -37,7 +37,7 @@ def grouped_product(rows: Tensor, matrices: Tensor, ends: Tensor | None = None, 
     if rows.ndim != 2 or matrices.ndim != 3 or ends is None or any(other is not None for other in others):
         return NotImplemented
     expert = (torch.arange(rows.shape[0]).unsqueeze(1) >= ends).to(torch.int64).sum(1, keepdim=True)
-    products = torch.zeros_like(rows[:, :1] * matrices[0, :1])
+    products = rows.new_zeros(rows.shape[0], matrices.shape[2])
     for number in range(matrices.shape[0]):
         products = torch.where(expert == number, rows @ matrices[number], products)
     return products
@@ -51,8 +51,7 @@ _OWN: dict[str, Callable[..., Any]] = {
 
 def own_decompositions(targets: Iterable[Any]) -> dict[Any, Callable[..., Any]]:
     """Of ``targets``, those that PyTorch cannot decompose and we can, with how."""
-    overloads = (each for each in targets if isinstance(each, torch._ops.OpOverload))
-    return {each: _OWN[each._schema.name] for each in overloads if each._schema.name in _OWN}
+    return {each: _OWN[name] for each in targets if (name := qualified_name(each)) in _OWN}
 
 
 def decomposed(program: Program, keep: Collection[Operator]) -> Program:

@@ -254,6 +254,11 @@ def arguments(node: fx.Node) -> dict[str, Any]:
     return values
 
 
+def qualified_name(target: Any) -> str:
+    """``library::op``, by which tables know operators of libraries that need not be there; or nothing."""
+    return str(getattr(getattr(target, "overloadpacket", target), "_qualified_op_name", ""))
+
+
 def op_name(node: fx.Node) -> str:
     """``aten.conv2d`` for the overload ``aten.conv2d.default``; the function's name otherwise."""
     if isinstance(node.target, torch._ops.OpOverload):

@@ -56,8 +56,9 @@ def _without_converter(program: Program) -> Iterator[fx.Node]:
     from planish.backends.to_coreml.converters import is_known
 
     with quiet():
-        parts = table()
-        for node in real_numbers(program).calls():
+        real = real_numbers(program)
+        parts = table(real.graph)
+        for node in real.calls():
             known = node.target is operator.getitem or is_known(node.target)
             if not (known or node.target in parts or node.target in RULES or _is_composite(node.target)):
                 yield node

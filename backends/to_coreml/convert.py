@@ -99,7 +99,7 @@ def convert(program: Program, target: Any, options: Options) -> Converted:
             return Converted(model, flattened, tuple(told))
         except Refused as failure:
             node = next((each for each in exported.graph.nodes if each.name == failure.node), None)
-            if node is None or node.target not in table() or node.target in apart or len(told) == _ROUNDS:
+            if node is None or node.target not in table(exported.graph) or node.target in apart or len(told) == _ROUNDS:
                 raise
             apart.add(node.target)
             told.append(f"{op_name(node)} ({failure.args[0]})")
@@ -122,7 +122,7 @@ def _failed(graph: fx.Graph, failure: Exception) -> LoweringError:
 
 def decomposed(exported: ExportedProgram, apart: set[Any]) -> ExportedProgram:
     """Functional, and every operator without a converter (or in ``apart``) taken apart as PyTorch does."""
-    known = {**table(), **own_decompositions(node.target for node in exported.graph.nodes)}
+    known = table(exported.graph)
     current = exported
     with quiet():
         for _ in range(_ROUNDS):
@@ -158,8 +158,10 @@ def _as_aten(exported: ExportedProgram) -> ExportedProgram:
     )  # fmt: skip
 
 
-def table() -> dict[Any, Any]:
+def table(graph: fx.Graph) -> dict[Any, Any]:
     """How operators are taken apart: as decompositions.py says, as torch.export does, or as PyTorch can.
+
+    What PyTorch cannot is taken apart where ``graph`` has it (compiler/decompose.py).
 
     PyTorch's references are left out: they end in primitives that nobody converts.
     """
@@ -168,7 +170,8 @@ def table() -> dict[Any, Any]:
         for each, how in torch._decomp.decomposition_table.items()
         if not inspect.unwrap(how).__module__.startswith("torch._refs")
     }
-    return {**beyond, **torch.export.default_decompositions(), **DECOMPOSITIONS}
+    own = own_decompositions(node.target for node in graph.nodes)
+    return {**beyond, **torch.export.default_decompositions(), **own, **DECOMPOSITIONS}
 
 
 def _comes_apart(target: Any, apart: set[Any]) -> bool:

@@ -3,7 +3,6 @@
 1. Bits: and, or, xor of two numbers are sums over their bits, halved out by whole divisions. The sign is the bit that
    no power of two in 32 bits stands for. Shifts are products and whole divisions.
 2. The place of the largest value of a pool's window is an argmax over one strided slice for each place of the kernel.
-3. A histogram counts, for each bin, the values whose bin it is (compiler/decompose.py).
 """
 
 from __future__ import annotations
@@ -15,8 +14,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from planish.compiler.decompose import histc
 
 aten = torch.ops.aten
 _BITS = 31
@@ -87,5 +84,5 @@ WHOLE_NUMBERS: dict[Any, Callable[..., Any]] = {
     aten.bitwise_not.default: bitwise_not,
     aten.__lshift__.Scalar: shift_left, aten.bitwise_left_shift.Tensor_Scalar: shift_left,
     aten.__rshift__.Scalar: shift_right, aten.bitwise_right_shift.Tensor_Scalar: shift_right,
-    aten.max_pool2d_with_indices.default: max_pool2d_with_indices, aten.histc.default: histc,
+    aten.max_pool2d_with_indices.default: max_pool2d_with_indices,
 }  # fmt: skip

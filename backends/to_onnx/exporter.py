@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from planish.backends.to_onnx.emitter import Unsupported
-from planish.backends.to_onnx.lower import RULES, output_leaves, to_onnx, unsupported
+from planish.backends.to_onnx.lower import RULES, output_leaves, rule_of, to_onnx, unsupported
 from planish.compiler.complex_numbers import has_complex, real_numbers
 from planish.compiler.decompose import decomposed, exported
 from planish.compiler.errors import LoweringError
@@ -66,7 +66,7 @@ def without_complex(program: Program) -> Program:
 
 
 def _by_decomposition(program: Program, opset: int, failure: Unsupported) -> tuple[ir.Model, list[str]]:
-    kept = set(RULES)
+    kept: set[Any] = {*RULES, *(node.target for node in program.calls() if rule_of(node) is not None)}
     operators = {op_name(node) for node in unsupported(program)}
     current = program
     for _ in range(_ROUNDS):

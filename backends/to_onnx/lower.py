@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import onnx_ir as ir
-import torch
 from onnx_ir.tensor_adapters import from_torch_dtype
 from torch import Tensor, fx
 
@@ -28,7 +27,7 @@ from planish.backends.to_onnx import (
 )
 from planish.backends.to_onnx.emitter import Emitter, Rule, Unsupported
 from planish.compiler.errors import LoweringError
-from planish.compiler.program import Program, op_name, source_module
+from planish.compiler.program import Program, op_name, qualified_name, source_module
 from planish.compiler.scheme import Operator
 from planish.compiler.shapes import ensure_shapes
 
@@ -53,8 +52,8 @@ RULES: dict[Operator, Rule] = {
 
 
 def rule_of(node: fx.Node) -> Rule | None:
-    name = node.target._schema.name if isinstance(node.target, torch._ops.OpOverload) else ""
-    return RULES.get(node.target) or rules_linear.BY_NAME.get(name)  # type: ignore[arg-type]
+    target: Any = node.target
+    return RULES.get(target) or rules_linear.BY_NAME.get(qualified_name(target))
 
 
 def unsupported(program: Program) -> Iterator[fx.Node]:

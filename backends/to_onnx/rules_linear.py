@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -185,15 +186,12 @@ def grouped_product(
         raise e.fail("a grouped product of this form")
     axis = e.constant([0])
     bounds = e.op("Concat", axis, e.cast(ends, torch.int64), e.op("Shape", rows, end=1), axis=0)
-    products = []
-    for expert in range(experts):
-        start, end = (
-            e.op("Slice", bounds, e.constant([at]), e.constant([at + 1]), axis) for at in (expert, expert + 1)
-        )
-        own = e.op("Slice", rows, start, end, axis)
-        products.append(e.op("MatMul", own, e.op("Gather", matrices, e.constant(expert), axis=0)))
-    last, total = (e.op("Slice", bounds, e.constant([at]), e.constant([at + 1]), axis) for at in (experts, experts + 1))
-    shape = e.op("Concat", e.op("Sub", total, last), e.constant([int(width)]), axis=0)
+    edges = [e.op("Slice", bounds, e.constant([at]), e.constant([at + 1]), axis) for at in range(experts + 2)]
+    products = [
+        e.op("MatMul", e.op("Slice", rows, start, end, axis), e.op("Gather", matrices, e.constant(expert), axis=0))
+        for expert, (start, end) in enumerate(itertools.pairwise(edges[:-1]))
+    ]
+    shape = e.op("Concat", e.op("Sub", edges[-1], edges[-2]), e.constant([int(width)]), axis=0)
     zeros = e.op("Expand", e.constant(0.0, e.fake(0).dtype), shape)
     return e.op("Concat", *products, zeros, axis=0)
 

@@ -17,6 +17,7 @@ from planish.compiler.coupling import (
     rules_values,
 )
 from planish.compiler.coupling.inference import Rule, RuleOf, Rules
+from planish.compiler.program import qualified_name
 
 BUILT_IN: Rules = {
     **rules_products.RULES,
@@ -35,16 +36,11 @@ def rule_finder(rules: Rules) -> RuleOf:
 
     def rule_of(node: fx.Node) -> Rule | None:
         packet = getattr(node.target, "overloadpacket", node.target)
-        rule = table.get(packet) or table.get(_functional(packet)) or table.get(_qualified_name(packet))
+        rule = table.get(packet) or table.get(_functional(packet)) or table.get(qualified_name(packet))
         pointwise = isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags
         return rules_values.elementwise if rule is None and pointwise else rule
 
     return rule_of
-
-
-def _qualified_name(packet: Any) -> str:
-    """``library::op``, by which the table knows ops of libraries that need not be there."""
-    return str(getattr(packet, "_qualified_op_name", ""))
 
 
 def _functional(packet: Any) -> Any:

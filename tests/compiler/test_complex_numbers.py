@@ -35,6 +35,8 @@ FORMS: dict[str, Callable[[Tensor], Any]] = {
     "conjugates": lambda x: (torch.fft.fft(x).conj() * torch.fft.fft(x)).real,
     "polar": lambda x: torch.view_as_real(torch.polar(x[..., :4], x[..., 4:]) * torch.polar(x, x)[..., 2:6]),
     "a constant": lambda x: torch.view_as_real(torch.view_as_complex(x.unflatten(2, (4, 2))) * TURNS),
+    "a cast of whole numbers": lambda x: torch.view_as_real(x.mul(3).long().to(torch.complex64)),
+    "a cast to double": lambda x: torch.view_as_real(torch.fft.fft(x).to(torch.complex128)),
     "a cast": lambda x: (x.to(torch.complex64) * TURNS.repeat(2)).imag,
     "sums": lambda x: (
         (torch.fft.fft(x) + 1.0 - torch.fft.fft(x, dim=1)).transpose(1, 2).abs(), torch.fft.fft(x).sum(1).abs(),

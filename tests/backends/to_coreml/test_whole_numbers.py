@@ -13,8 +13,9 @@ from torch import Tensor
 
 pytest.importorskip("coremltools")
 
+from planish.backends.to_coreml.checks import CHECKS
 from planish.backends.to_coreml.decompositions import DECOMPOSITIONS
-from tests.backends.to_coreml.packaged import assert_agrees
+from tests.backends.to_coreml.packaged import assert_agrees, program_of
 
 aten = torch.ops.aten
 LOWEST, HIGHEST = -(2**31), 2**31 - 1
@@ -48,6 +49,18 @@ def test_places_in_a_pool_are_those_of_pytorch(
     wanted = F.max_pool2d(*given, return_indices=True)
     got = DECOMPOSITIONS[aten.max_pool2d_with_indices.default](*given)
     assert all(torch.equal(a, b) for a, b in zip(wanted, got, strict=True))
+
+
+def test_what_only_we_take_apart_is_no_offence() -> None:
+    pytest.importorskip("transformers.integrations.moe", reason="transformers has the operator of experts")
+
+    def experts(x: Tensor) -> Any:
+        ends = torch.histc(x[:, 0], 3, 0, 3).cumsum(0, dtype=torch.int32)
+        return torch.ops.transformers.grouped_mm_fallback(x, torch.ones(3, 5, 2), ends)
+
+    program = program_of(experts, torch.rand(2, 5))
+    (check,) = [check for check in CHECKS if check.name == "has-a-converter"]
+    assert not [*check.offenders(program)]
 
 
 def test_packages_have_bits_places_and_counts() -> None:
