@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -152,11 +153,32 @@ def scatter(reduction: str | None = None) -> Rule:
 def scatter_reduce(
     e: Emitter, x: Value, dim: int, places: Value, source: Value, reduce: str, include_self: bool = True
 ) -> Value:
-    kind = {"sum": "add", "prod": "mul", "amax": "max", "amin": "min"}.get(reduce)
-    if kind is None or not include_self:
-        raise e.fail(f"scatter_reduce {reduce!r} with include_self={include_self}")
+    """Without itself, a value that is written to begins with what changes nothing; a mean is a sum by its count."""
+    kind, neutral = {
+        "sum": ("add", 0.0), "mean": ("add", 0.0), "prod": ("mul", 1.0), "amax": ("max", -math.inf),
+        "amin": ("min", math.inf),
+    }[reduce]  # fmt: skip
+    counts = reduce == "mean" or not include_self
+    if counts and not e.result_dtype().is_floating_point:
+        raise e.fail(f"scatter_reduce {reduce!r} with include_self={include_self} of whole numbers")
+    written = _written(e, x, dim, places) if counts else None
+    if not include_self:
+        x = e.op("Where", e.op("Greater", written, e.constant(0.0, e.result_dtype())),
+                 e.constant(neutral, e.result_dtype()), x)  # fmt: skip
     result: Value = scatter(kind)(e, x, dim, places, source)
-    return result
+    if reduce != "mean":
+        return result
+    one = e.constant(1.0, e.result_dtype())
+    return e.op("Div", result, e.op("Add", written, one) if include_self else e.op("Max", written, one))
+
+
+def _written(e: Emitter, x: Value, dim: int, places: Value) -> Value:
+    """How often each value of ``x`` is written to."""
+    none, ones = (
+        e.op("Expand", e.constant(number, e.result_dtype()), e.op("Shape", like))
+        for number, like in ((0.0, x), (1.0, places))
+    )
+    return e.op("ScatterElements", none, places, ones, axis=dim, reduction="add")
 
 
 def slice_scatter(

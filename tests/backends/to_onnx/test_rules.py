@@ -219,6 +219,14 @@ def test_indexing_and_writing_at_indices_agree(first: int, accumulate: bool) -> 
     )
 
 
+@pytest.mark.parametrize("itself", [True, False])
+@pytest.mark.parametrize("kind", ["sum", "prod", "mean", "amax", "amin"])
+def test_what_is_reduced_into_places_agrees(kind: str, itself: bool) -> None:
+    assert_rule_agrees(
+        lambda x: x.scatter_reduce(1, (x > 0).long(), x.sin() + 2, kind, include_self=itself), draw(3, 4)
+    )
+
+
 @quick
 @given(
     st.integers(1, 2),
