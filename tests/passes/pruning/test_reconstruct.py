@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from planish.compiler.trace import trace
 from planish.passes.prune_channels import PruneChannels
 from planish.passes.pruning.reconstruct import Fitted, reconstruct
 from tests.backends.to_onnx.families import Family
+from tests.backends.to_onnx.family_base import Function
 from tests.compiler.coupling.nets import nets
 from tests.passes.nets import profile, traced
 
@@ -106,7 +108,7 @@ def test_on_rows_that_are_held_out_no_layer_of_any_net_gets_worse(family: Family
     batches = []
     for seed in range(5):
         torch.manual_seed(seed)
-        batches.append(family.inputs(3))
+        batches.append(family.inputs(3 if program.dynamic_axes else 2))
     found: list[Fitted] = reconstruct(fitted, coupling.program, left_of_tensors(coupling, removed), batches)
     assert all(each.after <= each.before for each in found)
     verify(fitted, "reconstructing")
@@ -125,22 +127,60 @@ def test_weights_of_other_dtypes_are_fitted_and_keep_them(dtype: torch.dtype) ->
     assert {tensor.dtype for tensor in fitted.state_dict().values()} == {dtype}
 
 
-class Shared(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = self.last(self.first(x)) + self.last(self.first(-x).relu())
-        return result
+def in_a_loop(s: Any, x: Tensor) -> Tensor:
+    for _ in range(4):
+        x = x + s.twins(x).tanh()
+    return x
 
 
-def test_a_weight_that_two_calls_share_stays_as_the_cut_left_it() -> None:
-    x = torch.randn(16, 6)
-    coupling = coupled(Shared(), x[:2])
-    (group,) = coupling.groups
-    alone, fitted = after(coupling, {group: [0, 1]}, x.split(4))
-    assert torch.equal(alone(x), fitted(x))
+def in_two_towers(s: Any, x: Tensor) -> Tensor:
+    product: Tensor = s.twins(x) * s.twins(x.cos())
+    return product
+
+
+def at_two_sizes(s: Any, x: Tensor) -> Tensor:
+    both: Tensor = torch.cat([s.twins(x), s.twins(x[..., ::2])], -1)
+    return both
+
+
+SHARED: dict[str, tuple[Callable[[Any, Tensor], Tensor], Callable[[], Twins]]] = {
+    "loop": (in_a_loop, lambda: Twins(nn.Linear(8, 6), nn.Linear(6, 8))),
+    "loop without biases": (in_a_loop, lambda: without_biases(Twins(nn.Linear(8, 6, bias=False), nn.Linear(6, 8)))),
+    "two towers": (in_two_towers, lambda: Twins(nn.Linear(8, 5), nn.Linear(6, 8))),
+    "two sizes": (at_two_sizes, lambda: Twins(nn.Conv1d(8, 5, 3), nn.Conv1d(6, 8, 1))),
+    "two sizes, in groups": (
+        at_two_sizes, lambda: within_groups(Twins(nn.Conv1d(8, 6, 3, groups=2), nn.Conv1d(6, 8, 1)))
+    ),
+    "two sizes, transposed, in groups": (
+        at_two_sizes, lambda: within_groups(Twins(nn.ConvTranspose1d(8, 6, 3, groups=2), nn.Conv1d(6, 8, 1)))
+    ),
+}  # fmt: skip
+
+
+def without_biases(twins: Twins) -> Twins:
+    with torch.no_grad():
+        twins.first.bias.zero_()  # type: ignore[union-attr]
+    return twins
+
+
+def within_groups(twins: Twins) -> Twins:
+    """The twins of the first half of each of two groups are its second half."""
+    with torch.no_grad():
+        order = [0, 1, 4, 5, 2, 3, 6, 7]
+        twins.first.weight.copy_(twins.first.weight[order])
+    return without_biases(twins)
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_a_weight_that_several_calls_share_is_fitted_to_all_of_them(name: str) -> None:
+    torch.manual_seed(0)
+    forward, twins = SHARED[name]
+    x = torch.randn(64, 6, 12) if "sizes" in name else torch.randn(64, 6)
+    coupling = coupled(Function(forward, twins=twins()), x[:2])
+    (group,) = (group for group in coupling.groups if group.width == (4 if "groups" in name else 8))
+    alone, fitted = after(coupling, {group: [*range(group.width // 2, group.width)]}, x.split(8))
+    assert error(alone, coupling.program, x) > 0.1
+    assert error(fitted, coupling.program, torch.randn_like(x)) < SMALL
 
 
 def test_the_pass_fits_on_given_data_alone_and_says_how_well() -> None:
