@@ -27,7 +27,7 @@ from benchmarks.tables import machine, show, write_json
 from benchmarks.timing import Contestant, paired_timings
 from benchmarks.zoo_cases import load_case, zoo
 from planish.compiler.calibration import GIVEN, Calibration
-from planish.compiler.contracts import Context, Pass
+from planish.compiler.contracts import Context
 from planish.compiler.cost import totals
 from planish.compiler.inputs import Inputs
 from planish.compiler.targets import find_profile
@@ -58,6 +58,7 @@ def cifar(
     optimizer: Annotated[str, typer.Option(help="Of the recovery.")] = "sgd",
     rate: Annotated[float, typer.Option(help="Its learning rate.")] = 0.02,
     compiled: Annotated[bool, typer.Option("--compiled", help="Train by torch.compile.")] = False,
+    blended: Annotated[bool, typer.Option("--blended", help="On mixtures of images, without their labels.")] = False,
     batches: Annotated[int | None, typer.Option(help="Of an epoch; fewer for a smoke test.")] = None,
     scored: Annotated[int | None, typer.Option(help="Test images; fewer for a smoke test.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json")] = None,
@@ -80,14 +81,18 @@ def cifar(
         }[parts]
         name = "-".join([f"{speedup:g}x", parts, criterion, str(granularity), *(keep or ())])
         name += f"-{features:g}-features" if features else f"-{views}-views"
-        name += f"-{optimizer}-{rate:g}" + ("-compiled" if compiled else "")
+        name += f"-{optimizer}-{rate:g}" + ("-compiled" if compiled else "") + ("-blended" if blended else "")
         place = folder / f"{name}-{minutes:g}min.json"
         if not place.exists():
             training = planish.Training(
                 minutes=minutes, optimizer=optimizer, learning_rate=rate, warmup=0.03, averaging=0.998,
                 checkpoint=str(folder / place.stem), compiled=compiled,
             )  # fmt: skip
-            row = recovered(case.model, data, prune, training, features, folder / place.stem)
+            distill = planish.Distill(
+                losses=losses(features, blended), inner=[prune], training=training, blended=blended, diagnosis=False,
+                cache=None if features or blended else str(folder / place.stem / "answers"),
+            )  # fmt: skip
+            row = recovered(case.model, data, distill)
             program = row.pop("program")
             row |= {"parts": parts, "top-1 %": top1(program, images, truth), "images": len(truth)}
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -102,17 +107,18 @@ def cifar(
     write_json(json_file, "pruning accuracy", rows, notes)
 
 
-def recovered(
-    model: nn.Module, data: Augmented, prune: Pass, training: planish.Training, features: float, place: Path
-) -> dict[str, Any]:
-    """One row of the table, with the Program that was made."""
-    losses: list[Loss] = [planish.SoftTargets(temperature=4.0, weight=0.9), planish.HardLabels(weight=0.1)]
+def losses(features: float, blended: bool) -> list[Loss]:
+    """What the whole model says, and the labels, which mixtures have none of; and outputs of the stages."""
+    found: list[Loss] = [planish.SoftTargets(temperature=4.0, weight=0.9)]
+    if not blended:
+        found.append(planish.HardLabels(weight=0.1))
     if features:  # between stages as wide as before, which --keep has to see to, or else by projectors
-        losses.append(planish.Features(pairs=("layer1", "layer2", "layer3"), weight=features))
-    distill = planish.Distill(
-        losses=losses, inner=[prune], training=training, cache=None if features else str(place / "answers"),
-        diagnosis=False,
-    )  # fmt: skip
+        found.append(planish.Features(pairs=("layer1", "layer2", "layer3"), weight=features))
+    return found
+
+
+def recovered(model: nn.Module, data: Augmented, distill: planish.Distill) -> dict[str, Any]:
+    """One row of the table, with the Program that was made."""
     result = planish.compile(model, target=TARGET, example_inputs=(data.images[:2],), train=data, passes=[distill])
     before, after = result.report.baseline, result.report.result
     assert before is not None and after is not None and before.latency is not None and after.latency is not None
@@ -121,7 +127,7 @@ def recovered(
         "parameters": before.parameters / after.parameters,
         "fp32 ms": after.latency.median_ms,
         "of whole": after.latency.median_ms / before.latency.median_ms,
-        "minutes": training.minutes,
+        "minutes": distill.training.minutes,
         "threads": torch.get_num_threads(),
         "program": result.program,
     }
