@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,8 +79,8 @@ def _export(model: nn.Module, inputs: Inputs) -> tuple[ExportedProgram, str]:
         if isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] == double.batch_size:
             shapes[leaf] = {0: Dim.AUTO}
     try:
-        exported = torch.export.export(model, double.args, double.kwargs, dynamic_shapes=shapes, strict=False)
-        if _dynamic_axes(exported.graph):
+        exported = _exported(model, double, dynamic_shapes=shapes)
+        if _has_dynamic_batch(exported, double):
             return exported, ""
         why = "the model computes with its size as a constant"
     except Exception as failure:  # whatever a model's own code raises; told below if the static trace fails too
@@ -87,11 +89,31 @@ def _export(model: nn.Module, inputs: Inputs) -> tuple[ExportedProgram, str]:
     return exported, f"The batch is fixed at {inputs.batch_size}: {why}."
 
 
+def _has_dynamic_batch(exported: ExportedProgram, inputs: Inputs) -> bool:
+    """Whether the first tensor, which the batch is that of, got a dynamic axis: others alone cannot change theirs."""
+    axes, pairs = _dynamic_axes(exported.graph), zip(exported.graph_signature.user_inputs, inputs.leaves(), strict=True)
+    first = next((name for name, leaf in pairs if isinstance(leaf, Tensor) and leaf.ndim), None)
+    return 0 in axes.get(str(first), {})
+
+
 def _export_static(model: nn.Module, inputs: Inputs) -> ExportedProgram:
     try:
-        return torch.export.export(model, inputs.args, inputs.kwargs, strict=False)
+        return _exported(model, inputs)
     except Exception as failure:  # whatever a model's own code raises
         raise explain(failure, model) from failure
+
+
+def _exported(model: nn.Module, inputs: Inputs, **options: Any) -> ExportedProgram:
+    """``torch.export``, without the whole graph that it prints to stderr beside what it raises."""
+    said, graph = io.StringIO(), ""
+    try:
+        with redirect_stderr(said):
+            return torch.export.export(model, inputs.args, inputs.kwargs, strict=False, **options)
+    except Exception as failure:
+        graph = f"{failure.partial_fx_graph}\n" if hasattr(failure, "partial_fx_graph") else ""
+        raise
+    finally:
+        sys.stderr.write(said.getvalue().replace(graph, ""))
 
 
 @contextmanager
@@ -136,8 +158,7 @@ def _training_dropouts(model: nn.Module, exported: ExportedProgram, inputs: Inpu
     state = torch.random.get_rng_state()
     try:
         with _evaluation_mode(model, training=True), torch.no_grad():
-            double = inputs.batched(2)
-            training = torch.export.export(model, double.args, double.kwargs, strict=False)
+            training = _exported(model, inputs.batched(2))
     except Exception:  # a model that only evaluates is a valid model: its attention then trains without dropout
         return ()
     finally:

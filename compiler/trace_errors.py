@@ -21,6 +21,10 @@ _REMEDIES = (
         "A tensor leaves PyTorch (numpy, item, tolist). Keep the computation in torch operations.",
     ),
     (
+        r"Couldn't swap",
+        "forward() changes the module itself. Move modules and parameters to their dtype and device before the call.",
+    ),
+    (
         r"Expected all tensors to be on the same device|device",
         "Put the model and the example inputs on the same device.",
     ),

@@ -147,7 +147,17 @@ def test_nodes_know_the_module_they_come_from() -> None:
     assert all(kind.endswith("Conv2d") for _, kind in sources)
 
 
-def test_a_branch_on_values_is_a_user_error_that_names_the_line() -> None:
+def test_a_batch_that_one_input_fixes_is_fixed_for_all() -> None:
+    class Chosen(nn.Module):
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            return x.reshape(2, 3) * mask[torch.arange(2)]
+
+    found = trace_with_notes(Chosen(), Inputs.of((torch.randn(2, 3), torch.ones(2, 3))))
+    assert not found.program.dynamic_axes
+    assert found.notes == ("The batch is fixed at 2: the model computes with its size as a constant.",)
+
+
+def test_a_branch_on_values_is_a_user_error_that_names_the_line(capsys: pytest.CaptureFixture[str]) -> None:
     class Branch(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             if x.sum() > 0:
@@ -157,6 +167,22 @@ def test_a_branch_on_values_is_a_user_error_that_names_the_line() -> None:
     line = inspect.getsourcelines(Branch.forward)[1] + 1
     with pytest.raises(UserError, match=rf"Branch cannot be traced at .*test_trace\.py:{line} .*torch\.where"):
         trace(Branch(), Inputs.of(torch.randn(2, 3)))
+    assert "def forward" not in capsys.readouterr().err
+
+
+def test_a_module_that_forward_moves_is_a_user_error_that_names_the_line() -> None:
+    class Moves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.head = self.head.to(x.dtype)
+            return self.head(x)
+
+    line = inspect.getsourcelines(Moves.forward)[1] + 1
+    with pytest.raises(UserError, match=rf"Moves cannot be traced at .*test_trace\.py:{line} .*before the call"):
+        trace(Moves(), Inputs.of(torch.randn(2, 3)))
 
 
 def test_a_tensor_that_leaves_pytorch_is_a_user_error_that_names_the_line() -> None:
