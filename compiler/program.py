@@ -8,7 +8,7 @@ traced with, and its dynamic axes. Nothing else.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -156,9 +156,9 @@ def copied(graph: fx.Graph) -> fx.Graph:
     return twin
 
 
-def rebuild(root: nn.Module, graph: fx.Graph) -> fx.GraphModule:
+def rebuild(root: nn.Module, graph: fx.Graph, kind: type[fx.GraphModule] = fx.GraphModule) -> fx.GraphModule:
     """A GraphModule of ``graph`` on the tensors of ``root``; what was not in its state_dict stays out of it."""
-    module = fx.GraphModule(root, graph)
+    module = kind(root, graph)
     persistent = set(root.state_dict())
     for prefix, owner in module.named_modules():
         for name in owner._buffers:
@@ -198,16 +198,23 @@ def set_tensor(root: nn.Module, name: str, tensor: Tensor) -> None:
 
 def add_tensor(program: Program, name: str, tensor: Tensor) -> fx.Node:
     """A new ``get_attr`` node at the top of the graph for ``tensor``, under ``name`` or a free variant of it."""
+    return add_tensors(program, {name: tensor})[0]
+
+
+def add_tensors(program: Program, tensors: Mapping[str, Tensor]) -> list[fx.Node]:
+    """As ``add_tensor``, for many at once, each above the one before."""
     taken = {str(node.target) for node in program.graph.nodes if node.op == "get_attr"}
-    free, count = name, 0
-    while free in taken:
-        count += 1
-        free = f"{name}_{count}"
-    set_tensor(program.graph_module, free, tensor)
-    first = next(iter(program.graph.nodes))
-    with program.graph.inserting_before(first):
-        node = program.graph.get_attr(free)
-    return node
+    nodes = []
+    for name, tensor in tensors.items():
+        free, count = name, 0
+        while free in taken:
+            count += 1
+            free = f"{name}_{count}"
+        taken.add(free)
+        set_tensor(program.graph_module, free, tensor)
+        with program.graph.inserting_before(next(iter(program.graph.nodes))):
+            nodes.append(program.graph.get_attr(free))
+    return nodes
 
 
 def replace_tensor(program: Program, node: fx.Node, values: Tensor) -> None:

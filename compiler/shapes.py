@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch._dispatch.python import enable_python_dispatcher
 from torch._dynamo.source import ConstantSource
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
@@ -69,6 +70,12 @@ def _symbol(mode: FakeTensorMode, name: str, example: int) -> torch.SymInt:
     symbol = environment.create_symbol(example, source=source, dynamic_dim=DimDynamic.DYNAMIC, constraint_dim=None)
     size: torch.SymInt = environment.create_symintnode(symbol, hint=example, source=source)
     return size
+
+
+def fake_like(tensor: Tensor, shape: Sequence[int | torch.SymInt]) -> Tensor:
+    """A fake tensor of another ``shape``: a third of what ``new_empty`` takes where sizes are symbolic."""
+    assert isinstance(tensor, FakeTensor), "shapes are those of fake tensors"
+    return FakeTensor(tensor.fake_mode, torch.empty(shape, dtype=tensor.dtype, device="meta"), tensor.device)
 
 
 def tensor_of(node: fx.Node) -> Tensor:

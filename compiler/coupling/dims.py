@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -76,17 +76,15 @@ def concatenation(parts: Iterable[Dim]) -> Dim:
 
 def factors(dim: Dim) -> list[Dim]:
     """What ``dim`` is a product of, outermost first, flat, without size 1."""
-    dim = dim.root()
-    if dim.kind == "product":
-        return [factor for part in dim.parts for factor in factors(part)]
-    return [dim] if dim.size != 1 else []
+    return [factor for factor in _parts(dim, "product") if factor.size != 1]
 
 
 def terms(dim: Dim) -> list[Dim]:
     """What ``dim`` is a sum of, flat. A product with a sum outermost distributes: (a + b) x c = a x c + b x c."""
-    dim = dim.root()
-    if dim.kind == "sum":
-        return [term for part in dim.parts for term in terms(part)]
+    return [term for part in _parts(dim, "sum") for term in _distributed(part)]
+
+
+def _distributed(dim: Dim) -> list[Dim]:
     if dim.kind == "product":
         head, *tail = factors(dim)
         if head.kind == "sum":
@@ -94,13 +92,22 @@ def terms(dim: Dim) -> list[Dim]:
     return [dim]
 
 
-def atoms(dim: Dim) -> Iterator[Dim]:
+def atoms(dim: Dim) -> list[Dim]:
     """The atoms in ``dim``, from left to right; one that occurs twice comes twice."""
-    dim = dim.root()
-    if dim.kind == "atom":
-        yield dim
-    for part in dim.parts:
-        yield from atoms(part)
+    return _parts(dim, "product", "sum")
+
+
+def _parts(dim: Dim, *kinds: str) -> list[Dim]:
+    """What ``dim`` is put together from by these ``kinds``, from left to right, however deep they are nested."""
+    found: list[Dim] = []
+    waiting = [dim]
+    while waiting:
+        dim = waiting.pop().root()
+        if dim.kind in kinds:
+            waiting += reversed(dim.parts)
+        else:
+            found.append(dim)
+    return found
 
 
 def freeze(dim: Dim, reason: Frozen) -> None:

@@ -139,6 +139,11 @@ class Equations:
                 done = self.unify(ours.popleft(), theirs.popleft()) and done
                 continue
             longer, shorter = (ours, theirs) if first.size > second.size else (theirs, ours)
+            atom = longer[0].root()
+            if atom.kind == "atom" and not _occurs(atom, shorter):
+                _gather(shorter, atom.size)
+                if shorter[0].size == atom.size:
+                    continue
             halves = self._split(longer[0], shorter[0].size, shorter)
             if halves is None:
                 return self._defer(concatenation(ours), concatenation(theirs))
@@ -201,4 +206,13 @@ def _between_common_boundaries(left: Sequence[Dim], right: Sequence[Dim]) -> Ite
 
 
 def _occurs(atom: Dim, dims: Sequence[Dim]) -> bool:
-    return any(atom is other for dim in dims for other in atoms(dim))
+    return any(atom in atoms(dim) for dim in dims)
+
+
+def _gather(side: deque[Dim], room: int) -> None:
+    """As many of the first terms as there is ``room`` for become one."""
+    gathered: list[Dim] = []
+    while side and side[0].size <= room:
+        gathered.append(side.popleft())
+        room -= gathered[-1].size
+    side.appendleft(concatenation(gathered))

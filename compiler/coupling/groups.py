@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from planish.compiler.coupling.dims import Dim, Frozen, atoms, freeze
-from planish.compiler.coupling.inference import Inference, Rules, SizeArgument, Type
+from planish.compiler.coupling.inference import Inference, Rules, Shape, SizeArgument, Type
 from planish.compiler.coupling.normalize import normalize
 from planish.compiler.coupling.orbits import PINNED, Cells, find_orbits
 from planish.compiler.coupling.rules import rule_finder
@@ -82,7 +82,7 @@ class Coupling:
     """Nodes that no rule covers, and why: all their inputs and outputs stay as they are."""
 
     @cached_property
-    def tensors(self) -> dict[str, tuple[Dim, ...]]:
+    def tensors(self) -> dict[str, Shape]:
         """The dimensions of each parameter and buffer that the graph reads, by name."""
         return dict(_tensors(self.program, self.types))
 
@@ -98,29 +98,25 @@ def couple(program: Program, rules: Rules | None = None) -> Coupling:
     inference = Inference(program, rule_of)
     orbits = find_orbits(inference.equations.deferred)
     tensors = dict(_tensors(program, inference.types))
-    groups = tuple(_groups(program, tensors, orbits))
+    learned = {name for name, _ in program.graph_module.named_parameters(remove_duplicate=False)}
+    groups = tuple(_groups(learned, tensors, orbits))
     return Coupling(
-        program, groups, tuple(_fixed(program, tensors)), inference.types, tuple(inference.size_arguments),
+        program, groups, tuple(_fixed(learned, tensors)), inference.types, tuple(inference.size_arguments),
         inference.not_understood,
     )  # fmt: skip
 
 
-def _tensors(program: Program, types: Mapping[fx.Node, Type]) -> Iterator[tuple[str, tuple[Dim, ...]]]:
+def _tensors(program: Program, types: Mapping[fx.Node, Type]) -> Iterator[tuple[str, Shape]]:
     for node in program.graph.nodes:
         shape = types[node]
         if node.op == "get_attr" and isinstance(shape, tuple):
             yield str(node.target), shape
 
 
-def _parameters(program: Program) -> set[str]:
-    return {name for name, _ in program.graph_module.named_parameters(remove_duplicate=False)}
-
-
 # ---------------------------------------------------------------------- groups
 
 
-def _groups(program: Program, tensors: Mapping[str, tuple[Dim, ...]], orbits: Mapping[Dim, Cells]) -> Iterator[Group]:
-    learned = _parameters(program)
+def _groups(learned: set[str], tensors: Mapping[str, Shape], orbits: Mapping[Dim, Cells]) -> Iterator[Group]:
     places: dict[Dim, list[tuple[str, int]]] = {}
     for name, shape in tensors.items():
         for axis, dim in enumerate(shape):
@@ -214,8 +210,7 @@ def _side_by_side(dim: Dim, units: Mapping[Dim, Cells]) -> list[Cells]:
     ]  # fmt: skip
 
 
-def _fixed(program: Program, tensors: Mapping[str, tuple[Dim, ...]]) -> Iterator[Fixed]:
-    learned = _parameters(program)
+def _fixed(learned: set[str], tensors: Mapping[str, Shape]) -> Iterator[Fixed]:
     for name, shape in tensors.items():
         for axis, dim in enumerate(shape):
             reasons = [atom.frozen for atom in atoms(dim) if atom.size > 1 and atom.frozen is not None]

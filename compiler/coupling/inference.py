@@ -79,12 +79,12 @@ class Inference:
     def size(self, size: int | torch.SymInt) -> int:
         if isinstance(size, int):
             return size
-        expression = size.node.expr
-        if expression not in self._sizes:
+        if size.node not in self._sizes:
+            expression = size.node.expr
             for symbol in sorted(expression.free_symbols - self._symbols.keys(), key=str):
                 self._symbols[symbol] = _prime(len(self._symbols))
-            self._sizes[expression] = int(expression.xreplace(self._symbols))
-        return self._sizes[expression]
+            self._sizes[size.node] = int(expression.xreplace(self._symbols))
+        return self._sizes[size.node]
 
     def fresh(self, node: fx.Node) -> Shape:
         """Atoms of the sizes of a node's tensor, equal to nothing yet."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from planish.compiler.program import MODE, ModeArgument, arguments
-from planish.compiler.shapes import tensor_of
+from planish.compiler.shapes import fake_like, tensor_of
 
 aten = torch.ops.aten
 _RECURRENT = (aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input)
@@ -38,7 +38,7 @@ def _layer_by_layer(graph: fx.Graph, node: fx.Node) -> tuple[fx.Node, list[list[
     tensors = len(given["params"]) // layers
     ends: list[list[fx.Node]] = [[] for _ in initial]
     output = given["input"]
-    results = [values[0], *(value.new_empty((directions, *value.shape[1:])) for value in values[1:])]
+    results = [values[0], *(fake_like(value, (directions, *value.shape[1:])) for value in values[1:])]
     for layer in range(layers):
         if layer and given["dropout"]:
             output = _called(graph, aten.dropout.default, (output, given["dropout"], given["train"]), node, values[0])

@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx._lazy_graph_module import _LazyGraphModule
 
 from planish.compiler.constants import Constants
 from planish.compiler.coupling.decompose import decompose
 from planish.compiler.coupling.inference import RuleOf
 from planish.compiler.coupling.layers import part_layers
 from planish.compiler.coupling.parts import split_early
-from planish.compiler.program import Program, add_tensor, arguments, copied
+from planish.compiler.program import Program, add_tensors, arguments, copied, rebuild
 
 aten = torch.ops.aten
 
@@ -34,10 +35,10 @@ def normalize(program: Program, rule_of: RuleOf) -> Program:
             graph.erase_node(node)
     split_early(graph)
     part_layers(graph)
-    program = program.with_graph(graph)
-    if _fold_constants(program):
-        graph.eliminate_dead_code()
-        program.graph_module.recompile()
+    # Most of these Programs are only read: to write the code of one that never runs would double the time of coupling.
+    module = rebuild(program.graph_module, graph, _LazyGraphModule)
+    program = Program(module, program.example_inputs, dict(program.dynamic_axes))
+    _fold_constants(program)
     return program
 
 
@@ -128,17 +129,19 @@ def _set(node: fx.Node, name: str, value: Any) -> None:
 # ---------------------------------------------------------------------- constants
 
 
-def _fold_constants(program: Program) -> bool:
-    """5. What is computed from constants alone becomes a constant, which can be cut (ALiBi's slopes, from arange)."""
+def _fold_constants(program: Program) -> None:
+    """6. What is computed from constants alone becomes a constant, which can be cut (ALiBi's slopes, from arange)."""
     constants = Constants(program, lambda node: isinstance(program.tensor(node), nn.Parameter))
-    found = False
-    for node in [*program.calls()]:
-        if node not in constants or all(user in constants for user in node.users):
-            continue
-        value = constants.value(node)
-        if isinstance(value, Tensor) and value.numel() <= FOLDED_AT_MOST:
-            folded = add_tensor(program, f"{node.name}_constant", value.clone())
-            folded.meta = {"val": node.meta["val"]}
-            node.replace_all_uses_with(folded)
-            found = True
-    return found
+    folded: dict[fx.Node, Tensor] = {}
+    for node in program.calls():
+        if node in constants and not all(user in constants for user in node.users):
+            value = constants.value(node)
+            if isinstance(value, Tensor) and value.numel() <= FOLDED_AT_MOST:
+                folded[node] = value.clone()
+    named = {f"{node.name}_constant": value for node, value in folded.items()}
+    for node, constant in zip(folded, add_tensors(program, named), strict=True):
+        constant.meta = {"val": node.meta["val"]}
+        node.replace_all_uses_with(constant)
+    for node in reversed([*program.graph.nodes] if folded else []):
+        if not node.users and not node.is_impure():
+            program.graph.erase_node(node)

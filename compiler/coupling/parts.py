@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from planish.compiler.program import arguments
-from planish.compiler.shapes import tensor_of
+from planish.compiler.shapes import fake_like, tensor_of
 
 aten = torch.ops.aten
 
@@ -142,17 +142,17 @@ def _inner(shape: Sequence[Any]) -> list[int | None]:
 
 
 class _Made:
-    """Fake tensors: each takes half a millisecond where sizes are symbolic, and the layers of a model are alike."""
+    """Fake tensors: each takes 0.1 ms where sizes are symbolic, and the layers of a model are alike."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[str, torch.dtype], Tensor] = {}
+        self._known: dict[tuple[Any, ...], Tensor] = {}
 
     def __call__(self, like: Tensor, first: int, last: int, size: int) -> Tensor:
         """As ``like``, with one axis of this ``size`` for axes ``first`` to ``last``."""
         shape = (*like.shape[:first], size, *like.shape[last + 1 :])
-        key = str(shape), like.dtype
+        key = like.dtype, *(size.node.expr if isinstance(size, torch.SymInt) else size for size in shape)
         if key not in self._known:
-            self._known[key] = like.new_empty(shape)
+            self._known[key] = fake_like(like, shape)
         return self._known[key]
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from typing import Any
 
 import torch
-from torch import fx
 
 from planish.compiler.coupling import (
     rules_layout,
@@ -34,13 +34,14 @@ def rule_finder(rules: Rules) -> RuleOf:
     """Looks in ``rules``, then in the built-in table, then at the op's tags."""
     table = {**BUILT_IN, **rules}
 
-    def rule_of(node: fx.Node) -> Rule | None:
-        packet = getattr(node.target, "overloadpacket", node.target)
+    @functools.cache
+    def rule_of(target: Any) -> Rule | None:
+        packet = getattr(target, "overloadpacket", target)
         rule = table.get(packet) or table.get(_functional(packet)) or table.get(qualified_name(packet))
-        pointwise = isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags
+        pointwise = isinstance(target, torch._ops.OpOverload) and torch.Tag.pointwise in target.tags
         return rules_values.elementwise if rule is None and pointwise else rule
 
-    return rule_of
+    return lambda node: rule_of(node.target)
 
 
 def _functional(packet: Any) -> Any:

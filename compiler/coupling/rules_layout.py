@@ -151,6 +151,16 @@ def reorder(node: fx.Node, inference: Inference) -> Type:
     return x if isinstance(value, Tensor) else [x for _ in value]
 
 
+def rotate(node: fx.Node, inference: Inference) -> Shape:
+    """``rot90``: two axes are reversed, and change places at odd multiples."""
+    given, shape = arguments(node), [*inference.shape(node.args[0])]
+    first, second = given["dims"]
+    inference.freeze([shape[first], shape[second]], "the order along it counts", node)
+    if given["k"] % 2:
+        shape[first], shape[second] = shape[second], shape[first]
+    return tuple(shape)
+
+
 def shuffle_channels(node: fx.Node, inference: Inference) -> Shape:
     """``channel_shuffle``: C = groups x c becomes c x groups."""
     given, x = arguments(node), inference.shape(node.args[0])
@@ -177,6 +187,7 @@ RULES: dict[Any, Rule] = {
     aten.repeat_interleave: repeat_interleave,
     **dict.fromkeys((aten.flip, aten.roll, aten.cumsum, aten.cumprod, aten.sort, aten.argsort), reorder),
     **dict.fromkeys((aten.logcumsumexp, aten.cummax, aten.cummin), reorder),
+    aten.rot90: rotate,
     aten.diagonal: diagonal,
     aten.channel_shuffle: shuffle_channels,
 }

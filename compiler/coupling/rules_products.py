@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from planish.compiler.coupling.dims import Dim, concatenation, product
-from planish.compiler.coupling.inference import Inference, NotUnderstoodError, Rule, Shape, Type
+from planish.compiler.coupling.inference import Inference, NotUnderstoodError, Rule, Shape, Type, size_of
 from planish.compiler.macs import einsum_terms
 from planish.compiler.program import arguments
 
@@ -21,7 +21,7 @@ def convolution(node: fx.Node, inference: Inference) -> Shape:
     given = arguments(node)
     x, weight = inference.shape(given["input"]), inference.shape(given["weight"])
     axis = len(x) - len(weight) + 1
-    groups = _groups(given)
+    groups = _groups(node, inference)
     inference.unify(x[axis], product([groups, weight[1]]))
     inference.unify(weight[0], product([groups, Dim(weight[0].size // groups.size)]))
     return _convolved(node, inference, given, groups, weight[0], axis)
@@ -32,7 +32,7 @@ def transposed_convolution(node: fx.Node, inference: Inference) -> Shape:
     given = arguments(node)
     x, weight = inference.shape(given["input"]), inference.shape(given["weight"])
     axis = len(x) - len(weight) + 1
-    groups = _groups(given)
+    groups = _groups(node, inference)
     inference.unify(x[axis], weight[0])
     inference.unify(weight[0], product([groups, Dim(weight[0].size // groups.size)]))
     return _convolved(node, inference, given, groups, product([groups, weight[1]]), axis)
@@ -42,17 +42,18 @@ def any_convolution(node: fx.Node, inference: Inference) -> Shape:
     return (transposed_convolution if arguments(node)["transposed"] else convolution)(node, inference)
 
 
-def _groups(given: dict[str, Any]) -> Dim:
-    if not isinstance(given["groups"], int):
-        raise NotUnderstoodError("its number of groups is computed")
-    return Dim(given["groups"])
+def _groups(node: fx.Node, inference: Inference) -> Dim:
+    groups = arguments(node)["groups"]
+    if isinstance(groups, int):
+        return Dim(groups)
+    return inference.frozen([inference.size(size_of(groups))], "it is a number of groups that is computed", node)[0]
 
 
 def _convolved(
     node: fx.Node, inference: Inference, given: dict[str, Any], groups: Dim, channels: Dim, axis: int
 ) -> Shape:
     x, weight, bias = (inference.shape(given[name]) for name in ("input", "weight", "bias"))
-    if groups.size > 1:
+    if isinstance(given["groups"], int) and groups.size > 1:
         inference.is_size(node, "groups", groups)
     if bias:
         inference.unify(bias[0], channels)

@@ -34,32 +34,44 @@ def embedding_bag(node: fx.Node, inference: Inference) -> Type:
 
 def index(node: fx.Node, inference: Inference) -> Shape:
     """x[:, i, j]: indexed axes stay; what the indices broadcast to stands in their place, or in front."""
-    return _looked_up(inference, node, inference.shape(node.args[0]), [*node.args[1]])  # type: ignore[misc]
+    x, indices = inference.shape(node.args[0]), [*node.args[1]]  # type: ignore[misc]
+    shape = [dim for dims in _looked_up(inference, node, x, indices) for dim in dims]
+    counted = inference.frozen(inference.sizes(node), "it numbers what a mask leaves", node)
+    return tuple(dim if dim.size == count.size else count for dim, count in zip(shape, counted, strict=True))
 
 
 def index_put(node: fx.Node, inference: Inference) -> Shape:
     """x[:, i, j] = values. What is written stays: without a position, x would keep its old value there."""
     given = arguments(node)
     x, indices = inference.shape(given["self"]), [*given["indices"]]
-    inference.broadcast([_looked_up(inference, node, x, indices), inference.shape(given["values"])])
-    if not given["accumulate"]:
-        written = inference.broadcast([inference.shape(index) for index in indices if index is not None])
-        inference.freeze(written, "it is written to positions", node)
+    before, positions, behind = _looked_up(inference, node, x, indices)
+    values = inference.broadcast([(*before, *positions, *behind), inference.shape(given["values"])])
+    if not given["accumulate"] or any(map(_is_mask, indices)):
+        end = len(values) - len(behind)
+        inference.freeze(values[end - len(positions) : end], "it is written to positions", node)
     return x
 
 
-def _looked_up(inference: Inference, node: fx.Node, x: Shape, indices: list[Any]) -> Shape:
+def _looked_up(inference: Inference, node: fx.Node, x: Shape, indices: list[Any]) -> tuple[Shape, Shape, Shape]:
+    """The result: axes before the indices, what these broadcast to, and axes behind. A mask leaves a count: size 1."""
+    shapes: list[Shape | None] = []
     for tensor in indices:
-        if isinstance(tensor, fx.Node) and tensor.meta["val"].dtype in (torch.bool, torch.uint8):
-            raise NotUnderstoodError("it is indexed by a mask")
-    indices += [None] * (len(x) - len(indices))
-    axes = [axis for axis, tensor in enumerate(indices) if tensor is not None]
+        shape = None if tensor is None else inference.shape(tensor)
+        if shape is not None and _is_mask(tensor):
+            inference.unify_shapes(x[len(shapes) : len(shapes) + len(shape)], shape)
+            shapes += [(Dim(1),)] * len(shape)
+        else:
+            shapes.append(shape)
+    axes = [axis for axis, shape in enumerate(shapes) if shape is not None]
     inference.freeze([x[axis] for axis in axes], "its rows are looked up", node)
-    looked_up = inference.broadcast([inference.shape(indices[axis]) for axis in axes])
     together = axes == [*range(axes[0], axes[-1] + 1)]
     first = axes[0] if together else 0
-    others = [dim for axis, dim in enumerate(x) if axis not in axes]
-    return (*others[:first], *looked_up, *others[first:])
+    others = tuple(dim for axis, dim in enumerate(x) if axis not in axes)
+    return others[:first], inference.broadcast([shape for shape in shapes if shape is not None]), others[first:]
+
+
+def _is_mask(tensor: fx.Node | None) -> bool:
+    return tensor is not None and tensor.meta["val"].dtype in (torch.bool, torch.uint8)
 
 
 def index_select(node: fx.Node, inference: Inference) -> Shape:
@@ -148,6 +160,13 @@ def one_hot(node: fx.Node, inference: Inference) -> Shape:
     return (*x, *inference.frozen(inference.sizes(node)[-1:], "it numbers classes", node))
 
 
+def counted(node: fx.Node, inference: Inference) -> Shape:
+    """histc, bincount, nonzero, masked_select: how many values there are of a kind, or those. All of them stay."""
+    for argument in node.all_input_nodes:
+        inference.freeze(inference.shape(argument), "its values are counted", node)
+    return inference.frozen(inference.sizes(node), "it counts values", node)
+
+
 def meshgrid(node: fx.Node, inference: Inference) -> Type:
     """Each result has an axis for each argument."""
     given = arguments(node)
@@ -200,6 +219,7 @@ RULES: dict[Any, Rule] = {
     aten.scatter_add: scatter_add,
     **dict.fromkeys((aten.scatter, aten.scatter_reduce), scatter),
     aten.one_hot: one_hot,
+    **dict.fromkeys((aten.histc, aten.bincount, aten.nonzero, aten.masked_select), counted),
     aten.meshgrid: meshgrid,
     **dict.fromkeys(_FILLED, filled),
     **dict.fromkeys(_NUMBERED, numbered),

@@ -121,7 +121,8 @@ def position_of_extreme(node: fx.Node, inference: Inference) -> Type:
 def _gives_values_only(node: fx.Node) -> bool:
     """Whether it is a maximum or minimum whose positions nobody reads."""
     extreme = node.target.overloadpacket in (aten.max, aten.min)  # type: ignore[union-attr]
-    return extreme and all(user.args[1] == 0 for user in node.users if user.target is operator.getitem)
+    items = [user for user in node.users if user.target is operator.getitem]
+    return extreme and all(item.args[1] == 0 for item in items if item.users)
 
 
 def top_positions(node: fx.Node, inference: Inference) -> Type:

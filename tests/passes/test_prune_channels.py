@@ -366,11 +366,11 @@ class Conditional(nn.Module):
         return z
 
 
-def test_a_convolution_of_computed_weights_and_groups_is_told_or_left_whole() -> None:
+def test_a_convolution_of_computed_weights_and_groups_is_understood_and_runs() -> None:
     x = torch.randn(2, 3, 4, 4)
     told = context()
     pruned = PruneChannels(ratio=0.2, granularity=1).run(
         traced(nn.Sequential(nn.Conv2d(3, 32, 1), nn.Conv2d(32, 3, 1), Conditional()), x), told
     )
     assert pruned(torch.randn(3, 3, 4, 4)).shape == (3, 4, 4, 4)
-    assert any(decision.outcome == "stays" and "not understood" in decision.reason for decision in told.decisions)
+    assert not any("not understood" in decision.reason for decision in told.decisions)

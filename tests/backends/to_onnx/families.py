@@ -69,7 +69,8 @@ def shake(model: nn.Module) -> nn.Module:
     for parameter in model.parameters():
         if parameter.numel() > 1 and bool((parameter == parameter.flatten()[0]).all()):
             center = float(parameter.detach().flatten()[0])
-            nn.init.uniform_(parameter, 0.8 * center - 0.1, 1.2 * center + 0.1)
+            reach = 0.2 * abs(center) + 0.1
+            nn.init.uniform_(parameter, center - reach, center + reach)
     return model
 
 

@@ -6,6 +6,7 @@ result has the full size; at removed indices it may be anything.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -29,6 +30,23 @@ def over_kept(op: Any, given: Given, masks: dict[str, Any]) -> Any:
     named = given.get("dim", given.get("dims"))
     axes = range(x.ndim) if named is None or named == [] else [named] if isinstance(named, int) else named
     return op(**given | {first: _kept(x, masks[first], [axis % x.ndim for axis in axes if x.ndim])})
+
+
+def loss(op: Any, given: Given, masks: dict[str, Any]) -> Tensor:
+    """mse_loss, huber_loss …: position by position, then over what is left of these."""
+    values, reduction = op(**given | {"reduction": 0}), given["reduction"]
+    operands = [masks[name] for name, value in given.items() if isinstance(value, Tensor)]
+    columns = itertools.zip_longest(*(reversed(of_value) for of_value in operands))
+    common = [next((mask for mask in column if mask is not None), None) for column in columns][::-1]
+    kept = _kept(values, tuple(common), range(values.ndim))
+    return [values, kept.mean(), kept.sum()][reduction]
+
+
+def distance_of_rows(op: Any, given: Given, masks: dict[str, Any]) -> Tensor:
+    """pairwise_distance: over what is left of the last axis. It adds ``eps`` to each difference."""
+    rows = {name: _kept(given[name], masks[name][-1:], [-1]) for name in ("x1", "x2")}
+    result: Tensor = op(**given | rows)
+    return result
 
 
 def norm_of_last(op: Any, given: Given, masks: dict[str, Any]) -> Tensor:
@@ -126,8 +144,8 @@ _REDUCTIONS = (
 _PRODUCTS = (
     aten.conv1d, aten.conv2d, aten.conv3d, aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d,
     aten.linear, aten.matmul, aten.mm, aten.bmm, aten.mv, aten.dot, aten.addmm, aten.baddbmm, aten.einsum,
-    aten.bilinear, aten.cosine_similarity, aten.tensordot, aten.vdot, aten.inner, aten.cdist, aten.pairwise_distance,
-    aten._grouped_mm, aten.lstm, aten.gru, aten.rnn_tanh, aten.rnn_relu,
+    aten.bilinear, aten.cosine_similarity, aten.tensordot, aten.vdot, aten.inner, aten.cdist, aten._grouped_mm,
+    aten.lstm, aten.gru, aten.rnn_tanh, aten.rnn_relu,
 )  # fmt: skip
 
 MASKED: dict[Any, MaskedOp] = {
@@ -137,4 +155,7 @@ MASKED: dict[Any, MaskedOp] = {
     aten.group_norm: norm_of_groups,
     **dict.fromkeys(_PRODUCTS, zero_where_removed),
     aten.scaled_dot_product_attention: attention,
+    aten.pairwise_distance: distance_of_rows,
+    **dict.fromkeys((aten.mse_loss, aten.smooth_l1_loss, aten.huber_loss), loss),
+    **dict.fromkeys((aten.binary_cross_entropy, aten.binary_cross_entropy_with_logits), loss),
 }

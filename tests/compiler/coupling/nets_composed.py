@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.backends.to_onnx.families import Family
 from tests.compiler.coupling.nets import IMAGE, SEQUENCE, VECTOR, conv, lin, net
@@ -28,6 +28,12 @@ def composed() -> list[Family]:
         net("differences in time", lambda s, x: s.c(torch.diff(s.a(x), dim=1)), SEQUENCE, a=lin(6, 8), c=lin(8, 3)),
         net("positions filled", lambda s, x: s.c(s.a(x).index_fill(1, torch.tensor([0, 2]), 0.5)), SEQUENCE,
             a=lin(6, 8), c=lin(8, 3)),
+        net("losses of features", _losses, SEQUENCE, a=lin(6, 8), b=lin(6, 8), c=lin(8, 3)),
+        net("the largest channel, its place unread", lambda s, x: s.c(s.a(x) * s.a(x).max(-1, keepdim=True)[0]),
+            SEQUENCE, a=lin(6, 8), c=lin(8, 3)),
+        net("rotated weights", lambda s, x: s.c(F.conv2d(s.a(x).relu(), s.b.weight.rot90(1, (2, 3)))), IMAGE,
+            a=conv(3, 8), b=lambda: nn.Conv2d(8, 6, (3, 5)), c=conv(6, 4)),
+        net("weights of each sample", _of_each_sample, IMAGE, a=conv(3, 8), w=lin(8, 48), c=conv(6, 4)),
         net("unpooled", _unpooled, IMAGE, a=conv(3, 8), c=conv(8, 4, 3)),
         net("spectrum in time", lambda s, x: s.c(torch.fft.rfft(s.a(x), dim=1).abs()), SEQUENCE,
             a=lin(6, 8), c=lin(8, 3)),
@@ -37,3 +43,15 @@ def composed() -> list[Family]:
 def _unpooled(s: Any, x: Tensor) -> Any:
     values, places = F.max_pool2d(s.a(x), 2, return_indices=True)
     return s.c(F.max_unpool2d(values, places, (2, 2)))
+
+
+def _losses(s: Any, x: Tensor) -> Any:
+    y, z = s.a(x), s.b(x[:, :1])
+    return s.c(y * z), F.mse_loss(y, z.expand_as(y)), F.huber_loss(y, z.expand_as(y)), F.pairwise_distance(y, z)
+
+
+def _of_each_sample(s: Any, x: Tensor) -> Any:
+    """One group of a convolution for each sample (arXiv:1904.04971)."""
+    y = s.a(x)
+    weight = s.w(y.mean((2, 3))).view(-1, 8, 1, 1)
+    return s.c(F.conv2d(y.reshape(1, -1, 8, 8), weight, groups=y.shape[0]).view(-1, 6, 8, 8).relu())

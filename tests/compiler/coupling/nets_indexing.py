@@ -40,6 +40,9 @@ def reads() -> list[Family]:
         of_sequence("one gathered channel", lambda a, b: a.gather(1, rows(a, 2, 1)) + b[:, :2]),
         of_sequence("rows taken along", lambda a, b: a.take_along_dim(rows(a, 2, 1), 1) + b[:, :2]),
         of_sequence("rows in another order", lambda a, b: a[:, torch.tensor([3, 1, 2, 0, 4])] + b),
+        of_sequence("rows that a mask leaves", lambda a, b: (a * b.sigmoid())[:, [True, False, True, True, False]]),
+        of_sequence("all rows that a mask of samples leaves", _masked),
+        of_sequence("values counted", lambda a, b: a * b * torch.histc(rows(a, 5).float(), 5, 0, 4)[:, None]),
         of_sequence("running maxima", lambda a, b: a.cummax(1)[0] * b.cumsum(1)),
         of_sequence("second smallest of rows", lambda a, b: a.kthvalue(2, 1, keepdim=True)[0] + b),
         net("heads sampled at positions of their own", sampled_heads, SEQUENCE, a=lin(6, 8), b=lin(6, 4), c=lin(8, 3)),
@@ -55,6 +58,7 @@ def writes() -> list[Family]:
         of_sequence("rows added up", lambda a, b: a.scatter_add(1, rows(a, 5, 8), b)),
         of_sequence("rows added by index", lambda a, b: a.index_add(1, torch.tensor([0, 0, 2, 1, 1]), b)),
         of_sequence("rows copied by index", lambda a, b: a.index_copy(1, torch.tensor([0, 2]), b[:, :2])),
+        net("rows of a mask put", _put_masked, SEQUENCE, a=lin(6, 8), b=lin(3, 8), c=lin(8, 3)),
         of_sequence("rows put", lambda a, b: _put(a, b)),
         net("some channels put", _put_channels, SEQUENCE, a=lin(6, 8), b=lin(6, 4), c=lin(8, 3), d=lin(4, 3)),
     ]  # fmt: skip
@@ -62,6 +66,18 @@ def writes() -> list[Family]:
 
 def _scattered(s: Any, x: Tensor) -> Any:
     return s.c(s.a(x).scatter(1, rows(x, 2, 1), 0.5)), s.d(s.b(x).sin())
+
+
+def _masked(a: Tensor, b: Tensor) -> Tensor:
+    chosen = torch.tensor([[True, False, True, True, False]]).expand(a.shape[:2])
+    return a[chosen].view(a.shape[0], 3, 8) + b[:, :3]
+
+
+def _put_masked(s: Any, x: Tensor) -> Any:
+    """Rows of a parameter stand for some of the positions, which a mask names."""
+    y = s.a(x)[0]
+    y[torch.tensor([True, False, True, True, False])] = s.b.weight.t()
+    return s.c(y)
 
 
 def _put(a: Tensor, b: Tensor) -> Tensor:

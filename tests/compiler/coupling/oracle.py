@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from planish.compiler.coupling.cut import cut
-from planish.compiler.coupling.dims import Dim
+from planish.compiler.coupling.dims import Dim, atoms
 from planish.compiler.coupling.groups import Coupling, Group, couple
 from planish.compiler.coupling.inference import Type
 from planish.compiler.inputs import Inputs
@@ -144,10 +144,10 @@ def mask_of(dim: Dim, size: int, kept: Mapping[Dim, Tensor]) -> Tensor | None:
         mask = kept.get(dim)
         assert mask is None or len(mask) == size, f"{dim} is {size}"
         return mask
+    if kept.keys().isdisjoint(atoms(dim)):  # sizes computed from those of two inputs need not divide
+        return None
     sizes = _actual_sizes(dim, size)
     masks = [mask_of(part, actual, kept) for part, actual in zip(dim.parts, sizes, strict=True)]
-    if all(mask is None for mask in masks):
-        return None
     whole = [torch.ones(actual, dtype=torch.bool) if mask is None else mask
              for mask, actual in zip(masks, sizes, strict=True)]  # fmt: skip
     if dim.kind == "sum":
