@@ -164,3 +164,14 @@ def test_it_does_not_matter_which_side_comes_first(ways: tuple[list[int], list[i
         equations.unify(left, right)
         structures.append([atom.size for atom in atoms(left)])
     assert structures[0] == structures[1]
+
+
+@given(st.sets(st.integers(1, 15)), st.sets(st.integers(1, 15)))
+def test_sums_of_atoms_are_refined_at_the_boundaries_of_both(left: set[int], right: set[int]) -> None:
+    def parts(boundaries: set[int]) -> list[int]:
+        return [2 * (end - start) for start, end in itertools.pairwise([0, *sorted(boundaries), 16])]
+
+    first, second = (concatenation([Dim(size) for size in parts(each)]) for each in (left, right))
+    assert Equations().unify(first, second)
+    assert sizes(terms(first)) == parts(left | right)
+    assert terms(first) == terms(second)
