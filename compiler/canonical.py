@@ -21,6 +21,7 @@ def canonicalize(program: Program, attention_dropouts: tuple[float, ...]) -> Non
     """Apply all rules in place. ``attention_dropouts``: those of training, one an attention, where they are known."""
     _inline_regions(program)
     _use_reshape(program)
+    _use_products(program)
     use_functional_ops(program)
     _drop_assertions(program)
     _record_modes(program, attention_dropouts)
@@ -70,8 +71,24 @@ def _use_reshape(program: Program) -> None:
         node.target = aten.reshape.default
 
 
+def _use_products(program: Program) -> None:
+    """3. A linear map by a vector becomes a product: the weight of a layer is a matrix everywhere else."""
+    for node in [*program.calls(aten.linear.default)]:
+        x, weight, bias = (*node.args, None)[:3]
+        if node.meta["val"].ndim == x.meta["val"].ndim:  # type: ignore[union-attr]
+            continue
+        with program.graph.inserting_before(node):
+            product = program.graph.call_function(aten.matmul.default, (x, weight))
+        product.meta = dict(node.meta)
+        if bias is None:
+            node.replace_all_uses_with(product)
+            program.graph.erase_node(node)
+        else:
+            node.target, node.args = aten.add.Tensor, (product, bias)
+
+
 def _drop_assertions(program: Program) -> None:
-    """3. Runtime assertions of the export go: planish checks inputs and shapes itself."""
+    """4. Runtime assertions of the export go: planish checks inputs and shapes itself."""
     for node in [*program.calls(aten._assert_tensor_metadata.default, aten._assert_scalar.default)]:
         program.graph.erase_node(node)
 
@@ -94,7 +111,7 @@ _MODE_ARGUMENTS = {
 
 
 def _record_modes(program: Program, dropouts: tuple[float, ...]) -> None:
-    """4. Each node that behaves differently in training remembers how, so that the mode can be set right."""
+    """5. Each node that behaves differently in training remembers how, so that the mode can be set right."""
     for node in program.calls(*_MODE_ARGUMENTS):
         position, name = _MODE_ARGUMENTS[node.target]  # type: ignore[index]
         # a batch norm without running statistics uses those of the batch in evaluation too

@@ -140,6 +140,22 @@ def test_views_become_reshapes() -> None:
     assert not [*program.calls(aten.view.default)] and [*program.calls(aten.reshape.default)]
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_linear_map_by_a_vector_becomes_a_product(bias: bool) -> None:
+    class Project(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.bias = nn.Parameter(torch.randn(6)), nn.Parameter(torch.randn(())) if bias else None
+
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.linear(x, self.weight, self.bias)
+
+    model, x = Project(), torch.randn(4, 5, 6)
+    program = trace(model, Inputs.of(x[:2]))
+    assert not [*program.calls(aten.linear.default)] and [*program.calls(aten.matmul.default)]
+    torch.testing.assert_close(program(x), model(x))
+
+
 def test_nodes_know_the_module_they_come_from() -> None:
     program = trace(Cnn(), Inputs.of(torch.randn(2, 3, 8, 8)))
     sources = [(source_module(node), source_type(node)) for node in program.calls(aten.conv2d.default)]
