@@ -12,7 +12,8 @@ import torch
 from torch import fx
 
 from planish.compiler.functional import use_functional_ops
-from planish.compiler.program import MODE, ModeArgument, Program
+from planish.compiler.program import MODE, ModeArgument, Program, arguments
+from planish.compiler.shapes import tensor_of
 
 aten = torch.ops.aten
 
@@ -74,8 +75,8 @@ def _use_reshape(program: Program) -> None:
 def _use_products(program: Program) -> None:
     """3. A linear map by a vector becomes a product: the weight of a layer is a matrix everywhere else."""
     for node in [*program.calls(aten.linear.default)]:
-        x, weight, bias = (*node.args, None)[:3]
-        if node.meta["val"].ndim == x.meta["val"].ndim:  # type: ignore[union-attr]
+        x, weight, bias = arguments(node).values()
+        if tensor_of(node).ndim == tensor_of(x).ndim:
             continue
         with program.graph.inserting_before(node):
             product = program.graph.call_function(aten.matmul.default, (x, weight))

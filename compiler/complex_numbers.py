@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from planish.compiler.program import Program, add_tensor, arguments, get_attribute, rebuild
+from planish.compiler.program import Program, add_tensor, arguments, get_attribute
 from planish.compiler.shapes import ensure_shapes
 
 aten = torch.ops.aten
@@ -59,7 +59,7 @@ def real_numbers(program: Program) -> Program:
                 parts.split(node)
     program.graph.eliminate_dead_code()
     program.graph.lint()
-    return Program(rebuild(program.graph_module, program.graph), program.example_inputs, dict(program.dynamic_axes))
+    return program.with_graph(program.graph)
 
 
 def has_complex(program: Program) -> bool:

@@ -116,9 +116,9 @@ class Program:
         """
         return self.with_graph(copied(self.graph))
 
-    def with_graph(self, graph: fx.Graph) -> Program:
-        """A Program of ``graph``, an edited copy of this one's, that shares the tensors."""
-        return Program(rebuild(self.graph_module, graph), self.example_inputs, dict(self.dynamic_axes))
+    def with_graph(self, graph: fx.Graph, kind: type[fx.GraphModule] = fx.GraphModule) -> Program:
+        """A Program of ``graph``, an edited copy of this one's, on the same tensors; a module of this ``kind``."""
+        return Program(rebuild(self.graph_module, graph, kind), self.example_inputs, dict(self.dynamic_axes))
 
     def copy(self) -> Program:
         """A Program that shares nothing with this one: train it, and the original keeps its weights."""

@@ -16,7 +16,7 @@ from torch import Tensor, fx
 
 from planish.compiler.cost import is_dequantize
 from planish.compiler.inputs import Inputs
-from planish.compiler.program import Program, add_tensor, arguments, rebuild
+from planish.compiler.program import Program, add_tensor, arguments
 
 importlib.import_module("torch.ao.quantization.fx._decomposed")  # registers the operators
 aten = torch.ops.aten
@@ -61,8 +61,7 @@ def correct_biases(program: Program, wanted: ChannelMeans, batches: Iterable[Inp
         if node.name in given.errors:
             _add_to_bias(program, node, given.errors[node.name].mean())
     program.graph.eliminate_dead_code()
-    module = rebuild(program.graph_module, program.graph)
-    return Program(module, program.example_inputs, dict(program.dynamic_axes))
+    return program.with_graph(program.graph)
 
 
 def _is_integer(layer: fx.Node) -> bool:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import Argument
 
-from planish.compiler.program import Program, add_tensor, rebuild
+from planish.compiler.program import Program, add_tensor
 from planish.compiler.scheme import IntegerType
 from planish.passes.calibrators import Calibrator
 from planish.passes.observe import Observed
@@ -36,8 +36,7 @@ def insert(program: Program, placement: Placement, seen: Mapping[fx.Node, Observ
     work.results(placement)
     program.graph.eliminate_dead_code()
     program.graph.lint()
-    module = rebuild(program.graph_module, program.graph)
-    return Program(module, program.example_inputs, dict(program.dynamic_axes))
+    return program.with_graph(program.graph)
 
 
 @dataclass

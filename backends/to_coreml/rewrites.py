@@ -33,7 +33,7 @@ from torch import Tensor, fx
 
 from planish.backends.to_coreml.calls import Calls
 from planish.backends.to_coreml.high_ranks import on_few_dimensions
-from planish.compiler.program import Program, arguments, rebuild
+from planish.compiler.program import Program, arguments
 from planish.compiler.resizing import resize_matrices
 from planish.compiler.shapes import ensure_shapes
 
@@ -56,8 +56,7 @@ def rewrite(program: Program) -> Program:
     on_few_dimensions(program)
     program.graph.eliminate_dead_code()
     program.graph.lint()
-    module = rebuild(program.graph_module, program.graph)
-    return Program(module, program.example_inputs, dict(program.dynamic_axes))
+    return program.with_graph(program.graph)
 
 
 Rule = Callable[[Calls, fx.Node], fx.Node | None]

@@ -15,7 +15,7 @@ from planish.compiler.coupling.decompose import decompose
 from planish.compiler.coupling.inference import RuleOf
 from planish.compiler.coupling.layers import part_layers
 from planish.compiler.coupling.parts import split_early
-from planish.compiler.program import Program, add_tensors, arguments, copied, rebuild
+from planish.compiler.program import Program, add_tensors, arguments, copied
 
 aten = torch.ops.aten
 
@@ -36,8 +36,7 @@ def normalize(program: Program, rule_of: RuleOf) -> Program:
     split_early(graph)
     part_layers(graph)
     # Most of these Programs are only read: to write the code of one that never runs would double the time of coupling.
-    module = rebuild(program.graph_module, graph, _LazyGraphModule)
-    program = Program(module, program.example_inputs, dict(program.dynamic_axes))
+    program = program.with_graph(graph, _LazyGraphModule)
     _fold_constants(program)
     return program
 
@@ -142,6 +141,6 @@ def _fold_constants(program: Program) -> None:
     for node, constant in zip(folded, add_tensors(program, named), strict=True):
         constant.meta = {"val": node.meta["val"]}
         node.replace_all_uses_with(constant)
-    for node in reversed([*program.graph.nodes] if folded else []):
+    for node in reversed([*program.graph.nodes] if folded else []):  # eliminate_dead_code lints all of them first
         if not node.users and not node.is_impure():
             program.graph.erase_node(node)

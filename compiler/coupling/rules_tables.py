@@ -34,7 +34,8 @@ def embedding_bag(node: fx.Node, inference: Inference) -> Type:
 
 def index(node: fx.Node, inference: Inference) -> Shape:
     """x[:, i, j]: indexed axes stay; what the indices broadcast to stands in their place, or in front."""
-    x, indices = inference.shape(node.args[0]), [*node.args[1]]  # type: ignore[misc]
+    given = arguments(node)
+    x, indices = inference.shape(given["self"]), [*given["indices"]]
     shape = [dim for dims in _looked_up(inference, node, x, indices) for dim in dims]
     counted = inference.frozen(inference.sizes(node), "it numbers what a mask leaves", node)
     return tuple(dim if dim.size == count.size else count for dim, count in zip(shape, counted, strict=True))
